@@ -1,0 +1,53 @@
+# Everything runs in .venv; the first target that needs it builds it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+.PHONY: demo test check lint types docs bench setup clean help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/pip.done: constraints.txt
+	@echo "Setting up $(VENV) (once, about a minute) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --upgrade pip
+	@touch $@
+
+$(VENV)/run.done: $(VENV)/pip.done pyproject.toml
+	@$(PIP_INSTALL) -e '.[vision]'
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/pip.done pyproject.toml
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/run.done
+
+setup: $(VENV)/dev.done ## build the development environment
+
+demo: $(VENV)/run.done ## fine-tune the bundled vision transformer on real digits
+	@$(BIN)/veneer demo
+
+test: $(VENV)/dev.done ## run the whole test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: lint types docs ## lint, types, import arrows, docs examples, generated docs up to date
+
+lint: $(VENV)/dev.done ## formatting and lint
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: $(VENV)/dev.done ## static types
+	@$(BIN)/mypy
+
+docs: $(VENV)/dev.done ## import arrows, docs examples, generated docs up to date
+	@$(BIN)/python -m pytest -q tests/house src
+
+bench: $(VENV)/dev.done ## measure, and fail when a stated limit is missed
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+clean: ## remove the environment and caches
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

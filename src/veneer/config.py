@@ -1,0 +1,263 @@
+"""Adapter configurations: the base class, the registry, strict reading and writing of `adapter_config.json`.
+
+A configuration is a dataclass whose fields are the format's own names. Nothing here imports torch, so the command line can list every
+method's options cheaply. Every value that Veneer cannot honour is refused by name: the format's usual reader warns and goes on, which is how
+adapters come to be trained as something else than their file says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .errors import AdapterFileError, ConfigError, suggest
+
+if TYPE_CHECKING:
+    from .methods.base import Facts, Method
+
+CONFIG_NAME = "adapter_config.json"
+FORMAT_VERSION = "0.21.2"
+"""The release of the public format that files are written for."""
+
+
+class TaskType(StrEnum):
+    """What the model is for; decides which head names count as heads."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+HEADS_OF_TASK = {
+    TaskType.SEQ_CLS: ("classifier", "score"),
+    TaskType.TOKEN_CLS: ("classifier", "score"),
+    TaskType.QUESTION_ANS: ("qa_outputs",),
+}
+
+_REGISTRY: dict[str, type[PeftConfig]] = {}
+
+
+def register(config: type[PeftConfig]) -> type[PeftConfig]:
+    """Make a method's configuration known under its `PEFT_TYPE`."""
+    _REGISTRY[config.PEFT_TYPE] = config
+    return config
+
+
+def config_classes() -> dict[str, type[PeftConfig]]:
+    """Every method's configuration class by `peft_type`, in alphabetical order.
+
+    >>> "LORA" in config_classes()
+    True
+    """
+    from . import methods
+
+    methods.discover()
+    return dict(sorted(_REGISTRY.items()))
+
+
+@dataclass(kw_only=True)
+class PeftConfig:
+    """What every adapter configuration has; use a method's own class, or `from_pretrained`.
+
+    Args:
+        task_type: a `TaskType`, or None.
+        base_model_name_or_path: the frozen model; filled in on saving.
+        revision: the base model's revision on the hub.
+        inference_mode: load for inference: nothing requires grad.
+        target_modules: which layers: a regular expression for the whole dotted name, a list of names or suffixes, "all-linear",
+            or None for the attention's query and value.
+        exclude_modules: names (or one regular expression) to leave out; wins over `target_modules`.
+        layers_to_transform: only these layer numbers; with a list of targets only.
+        layers_pattern: the name of the list that holds the numbered layers.
+        modules_to_save: modules to train whole and to keep beside the adapter, such as a new classification head.
+
+    Raises:
+        ConfigError: a value that cannot be used, named, with what to do.
+    """
+
+    PEFT_TYPE: ClassVar[str] = ""
+    REFUSED: ClassVar[dict[str, str]] = {}
+    """Fields of the format that Veneer knows and does not implement → why, or what to use instead."""
+
+    task_type: str | None = None
+    auto_mapping: dict[str, Any] | None = None
+    peft_version: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = False
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task_type is not None:
+            if self.task_type not in list(TaskType):
+                raise ConfigError(
+                    f"task_type: {self.task_type!r} is not one of {', '.join(TaskType)}.{suggest(str(self.task_type), TaskType)}"
+                )
+            self.task_type = TaskType(self.task_type)
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, (set, frozenset)):
+                setattr(self, name, sorted(value))
+            elif isinstance(value, tuple):
+                setattr(self, name, list(value))
+        if isinstance(self.modules_to_save, str):
+            raise ConfigError(
+                f"modules_to_save: expected a list of names, got the string {self.modules_to_save!r}; write [{self.modules_to_save!r}]"
+            )
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ConfigError("layers_to_transform works with a list of target_modules; with a regular expression, put the numbers into it")
+        if self.layers_pattern is not None and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern says where layers_to_transform counts; give layers_to_transform too")
+
+    @property
+    def peft_type(self) -> str:
+        """The method's name in the format, such as `"LORA"`."""
+        return self.PEFT_TYPE
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """Always False; other code of the field asks."""
+        return False
+
+    @property
+    def bias(self) -> str:
+        """Which of the base model's biases train: "none", "all" or "…_only"."""
+        return "none"
+
+    @classmethod
+    def facts(cls) -> Facts:
+        """The facts that the method declares about itself."""
+        raise ConfigError(f"{cls.__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
+
+    def method(self, path: str) -> Method:
+        """The method with the numbers that hold for the layer at `path`."""
+        raise ConfigError(f"{type(self).__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, `peft_type` included."""
+        return {"peft_type": self.peft_type, **dataclasses.asdict(self)}
+
+    def to_json(self) -> str:
+        """The text of `adapter_config.json`: sorted keys and lists, the same bytes in every run."""
+        values = self.to_dict() | {"peft_version": FORMAT_VERSION, "inference_mode": True}
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            if isinstance(values[name], list):
+                values[name] = sorted(values[name])
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `adapter_config.json` into a directory."""
+        from .disk import write_atomically
+
+        write_atomically(Path(save_directory), {CONFIG_NAME: self.to_json().encode()})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hub: Any) -> PeftConfig:
+        """Read `adapter_config.json` from a directory or from the hub.
+
+        Raises:
+            AdapterFileError: no such file, or not JSON.
+            ConfigError: a method or a value that Veneer does not have.
+        """
+        from .disk import locate
+
+        return cls.read(locate(pretrained_model_name_or_path, **hub))
+
+    @classmethod
+    def read(cls, directory: Path) -> PeftConfig:
+        """Read `adapter_config.json` from a local directory."""
+        path = directory / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise AdapterFileError(
+                f"{directory} has no {CONFIG_NAME}; an adapter's directory holds it beside adapter_model.safetensors"
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise AdapterFileError(f"{path} is not JSON ({e}); save the adapter again, or restore the file") from None
+        if not isinstance(values, dict):
+            raise AdapterFileError(f"{path} holds {type(values).__name__}, not a JSON object")
+        return cls.from_dict(values, origin=str(path))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, origin: str = "configuration") -> PeftConfig:
+        """Build the right configuration class from the format's fields.
+
+        A field that this release does not know is harmless when its value is null, false, empty or zero, and an error otherwise: it
+        asks for something that would not happen.
+        """
+        values = dict(values)
+        peft_type = values.pop("peft_type", None)
+        classes = config_classes()
+        if peft_type is None:
+            raise ConfigError(f"{origin} has no peft_type; add one of {', '.join(classes)}")
+        peft_type = str(getattr(peft_type, "value", peft_type))
+        if peft_type not in classes:
+            raise ConfigError(f"{origin}: the method {peft_type!r} is not one of {', '.join(classes)}.{suggest(peft_type, classes)}")
+        target = classes[peft_type]
+        if cls is not PeftConfig and not issubclass(target, cls):
+            raise ConfigError(
+                f"{origin} is of {peft_type}, which {target.__name__} reads, not {cls.__name__}; use PeftConfig.from_pretrained"
+            )
+        known = {f.name for f in dataclasses.fields(target) if f.init}
+        for name in [n for n in values if n not in known]:
+            value = values.pop(name)
+            if value and not _harmless(name, value):
+                why = target.REFUSED.get(name)
+                reason = f" ({why})" if why else suggest(name, known)
+                raise ConfigError(f"{origin}: {name}={value!r} is not supported for {peft_type}{reason}")
+        return target(**values)
+
+
+def _harmless(name: str, value: Any) -> bool:
+    """Whether an unsupported field has the format's own default, which changes nothing."""
+    return {"megatron_core": "megatron.core", "qalora_group_size": 16}.get(name) == value
+
+
+@dataclass(kw_only=True)
+class PatternConfig(PeftConfig):
+    """A configuration whose rank and alpha may differ from layer to layer.
+
+    Args:
+        r: the rank.
+        rank_pattern: {layer name or regular expression: rank}.
+        alpha_pattern: {layer name or regular expression: alpha}.
+    """
+
+    r: int = 8
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, rank in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in (self.rank_pattern or {}).items())]:
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ConfigError(f"{name}: the rank is a whole number of at least 1, got {rank!r}")
+        self.rank_pattern = self.rank_pattern or {}
+        self.alpha_pattern = self.alpha_pattern or {}
+
+
+def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    """The value of the first key that names `path` (whole, as a suffix, or as a regular expression), or `default`.
+
+    >>> pattern_value({"q_proj": 4}, "layers.0.q_proj", 8), pattern_value({"q_proj": 4}, "layers.0.v_proj", 8)
+    (4, 8)
+    """
+    import re
+
+    for key, value in patterns.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return default

@@ -1,0 +1,161 @@
+"""Attach, activate and detach adapters on a model in place.
+
+`attach` follows a plan and cannot fail half way. What has to be remembered to undo it (which parameters required grad, the first values of
+trained biases) is kept in one record on the model, so that `detach` gives back the untouched model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .errors import StateError, suggest
+from .layers import AdaptedLayer, Adapter, SavedModule, Swapped, adapt, restore, save_module
+from .planning import Plan
+
+RECORD = "_veneer_record"
+
+
+@dataclass
+class Record:
+    """What is attached to a model, and how the model was before."""
+
+    required_grad: dict[str, bool]
+    plans: dict[str, Plan] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    trainable: set[str] = field(default_factory=set)
+    first_biases: dict[str, Tensor] = field(default_factory=dict)
+
+
+def record(model: nn.Module) -> Record:
+    """The record of a model with adapters.
+
+    Raises:
+        StateError: no adapter is attached.
+    """
+    if RECORD not in model.__dict__:
+        raise StateError(f"this {type(model).__name__} has no adapter attached; use get_peft_model or PeftModel.from_pretrained")
+    return model.__dict__[RECORD]
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
+    """Every adapted layer, by path."""
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, AdaptedLayer))
+
+
+def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
+    """Every module with whole copies, by path."""
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, SavedModule))
+
+
+def holders(model: nn.Module) -> Iterator[Swapped]:
+    """Every module that holds adapters, of either sort."""
+    return (m for m in model.modules() if isinstance(m, Swapped))
+
+
+def attach(model: nn.Module, plan: Plan, name: str, *, autocast_adapter_dtype: bool = True) -> None:
+    """Attach one adapter, inactive, and freeze the rest of the model.
+
+    Args:
+        autocast_adapter_dtype: keep the adapter's parameters in float32 where the layer's own are in half precision.
+    """
+    if RECORD not in model.__dict__:
+        model.__dict__[RECORD] = Record({n: p.requires_grad for n, p in model.named_parameters()})
+        model.requires_grad_(False)
+    note = record(model)
+    for site in plan.sites:
+        layer = adapt(model.get_submodule(site.path), site.path)
+        own = layer.veneer_kind.matrix(layer).dtype
+        half = torch.finfo(own).bits < 32
+        adapter = Adapter(site.method, layer, torch.float32 if half and autocast_adapter_dtype else None)
+        layer.veneer[name] = adapter.train(layer.training).requires_grad_(False)
+    for path in plan.saved:
+        module = save_module(model.get_submodule(path), name)
+        module.veneer[name].requires_grad_(False)
+    note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
+    note.plans[name] = plan
+
+
+def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None = None) -> None:
+    """Make exactly these adapters active; inactive ones do not require grad.
+
+    Args:
+        trainable: whether they train; None keeps what each was.
+
+    Raises:
+        StateError: a name that is not attached; nothing is changed.
+    """
+    note = record(model)
+    for name in names:
+        if name not in note.plans:
+            raise StateError(f"no adapter is called {name!r}; attached are {', '.join(note.plans) or 'none'}.{suggest(name, note.plans)}")
+    if trainable is not None:
+        note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
+    note.active = tuple(names)
+    _switch(model, note.active)
+    for holder in holders(model):
+        for name, part in holder.veneer.items():
+            part.requires_grad_(name in note.active and name in note.trainable)
+    training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
+    for bias in note.first_biases:
+        model.get_parameter(bias).requires_grad_(bias in training)
+
+
+def _switch(model: nn.Module, names: tuple[str, ...]) -> None:
+    for holder in holders(model):
+        holder.veneer_active = tuple(n for n in names if n in holder.veneer)
+
+
+def disable(model: nn.Module) -> dict[str, Tensor]:
+    """Let the model run as its base; returns the trained biases for `enable`."""
+    note = record(model)
+    _switch(model, ())
+    trained = {b: model.get_parameter(b).detach().clone() for b in note.first_biases}
+    _set_biases(model, note.first_biases)
+    return trained
+
+
+def enable(model: nn.Module, trained: dict[str, Tensor]) -> None:
+    """Undo `disable`."""
+    _set_biases(model, trained)
+    _switch(model, record(model).active)
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take one adapter off the model."""
+    note = record(model)
+    activate(model, [n for n in note.active if n != name])
+    plan = note.plans.pop(name)
+    note.trainable.discard(name)
+    for holder in holders(model):
+        if name in holder.veneer:
+            del holder.veneer[name]
+    _set_biases(model, {b: note.first_biases[b] for b in plan.biases})
+    for bias in plan.biases:
+        del note.first_biases[bias]
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Take every adapter off and give back the untouched model."""
+    note = record(model)
+    _set_biases(model, note.first_biases)
+    for holder in list(holders(model)):
+        restore(holder)
+    for name, p in model.named_parameters():
+        p.requires_grad_(note.required_grad[name])
+    del model.__dict__[RECORD]
+    return model
+
+
+def unreached(model: nn.Module) -> list[str]:
+    """Paths of adapted layers whose forward has never run."""
+    return [path for path, layer in adapted_layers(model) if not layer.veneer_reached]
+
+
+@torch.no_grad()
+def _set_biases(model: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        model.get_parameter(name).copy_(value)

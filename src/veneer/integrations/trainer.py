@@ -1,0 +1,82 @@
+"""An unmodified `transformers.Trainer` saves, resumes and reloads a Veneer model's adapter, and nothing else.
+
+Trainer knows one foreign model class by `isinstance` and treats every other model as whole: it would write all the weights, and reload them with
+`strict=False`. Three of its methods are the only doors to model files. Each is wrapped once, when transformers' trainer module is imported, and passes
+every model that is not Veneer's through untouched. A subclass of Trainer would need every user's script to change.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+from ..config import CONFIG_NAME
+from ..errors import AdapterFileError
+from ..files import WEIGHTS_NAME
+from ..model import PeftModel
+
+logger = logging.getLogger("veneer")
+
+
+def install(module: ModuleType) -> None:
+    """Wrap the three doors of `module.Trainer`."""
+    for name, wrapper in [("_save", _save), ("_load_from_checkpoint", _load_from_checkpoint), ("_load_best_model", _load_best_model)]:
+        wrapt.wrap_function_wrapper(module.Trainer, name, wrapper)
+
+
+def held(trainer: Any) -> PeftModel | None:
+    """The Veneer model that a trainer trains, freed of torch.compile's and the distributed wrappers."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    return model if isinstance(model, PeftModel) else None
+
+
+def _save(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    model = held(trainer)
+    if model is None:
+        return wrapped(*args, **kwargs)
+    return _write(trainer, model, *args, **kwargs)
+
+
+def _write(trainer: Any, model: PeftModel, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    import torch
+
+    if not trainer.args.should_save:
+        return
+    directory = Path(output_dir if output_dir is not None else trainer.args.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    logger.info("saving adapter to %s", directory)
+    model.save_pretrained(directory, state_dict=state_dict)
+    if trainer.processing_class is not None:
+        trainer.processing_class.save_pretrained(directory)
+    elif getattr(trainer.data_collator, "tokenizer", None) is not None:
+        trainer.data_collator.tokenizer.save_pretrained(directory)
+    torch.save(trainer.args, directory / "training_args.bin")
+
+
+def _load_from_checkpoint(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    model = held(trainer)
+    if model is None:
+        return wrapped(*args, **kwargs)
+    return _read(model, *args, **kwargs)
+
+
+def _read(model: PeftModel, resume_from_checkpoint: str, _: Any = None, **__: Any) -> None:
+    directory = Path(resume_from_checkpoint)
+    for name in model.peft_config:
+        source = directory if name == "default" else directory / name
+        if not (source / CONFIG_NAME).is_file() or not (source / WEIGHTS_NAME).is_file():
+            raise AdapterFileError(f"{source} is not a checkpoint of adapter {name!r}: it needs {CONFIG_NAME} and {WEIGHTS_NAME}")
+        model.load_adapter(source, name)
+
+
+def _load_best_model(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    model = held(trainer)
+    if model is None:
+        return wrapped(*args, **kwargs)
+    logger.info("loading the best adapter from %s (score: %s)", trainer.state.best_model_checkpoint, trainer.state.best_metric)
+    _read(model, trainer.state.best_model_checkpoint)
+    return None

@@ -1,0 +1,70 @@
+"""Class swap: give one module object new behaviour by a cached subclass of its own class.
+
+As `torch.nn.utils.parametrize` and FSDP2 do. The subclass is made once per class, so `torch.compile` sees one type, and objects of it can be pickled
+and deep-copied although it has no name to import.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+ADAPTERS = "veneer"
+"""The name of the child module that holds a module's adapters."""
+
+_SUBCLASSES: dict[tuple[type, type], type] = {}
+
+
+class Swapped(nn.Module):
+    """Mixed in before a module's own class; what every swapped module has."""
+
+    PREFIX: ClassVar[str]
+    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": ()}
+    """Plain attributes of a swapped module, with their first values."""
+
+    veneer: nn.ModuleDict
+    veneer_active: tuple[str, ...]
+
+    def base_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of the module's own class."""
+        return super().forward(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        mixin = next(c for c in type(self).__mro__ if Swapped in c.__bases__)
+        return _blank, (mixin, own_class(self)), self.__dict__.copy()
+
+
+def _blank(mixin: type[Swapped], cls: type[nn.Module]) -> nn.Module:
+    new: Any = swapped_class(mixin, cls)
+    return new.__new__(new)
+
+
+def swapped_class(mixin: type[Swapped], cls: type[nn.Module]) -> type[Any]:
+    """The subclass of `cls` with `mixin` in front of it."""
+    key = (mixin, cls)
+    if key not in _SUBCLASSES:
+        _SUBCLASSES[key] = type(f"{mixin.PREFIX}{cls.__name__}", (mixin, cls), {"__module__": __name__, "__doc__": cls.__doc__})
+    return _SUBCLASSES[key]
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class a swapped module had; found by search, because FSDP2 puts a class of its own in front."""
+    return next(c for c in type(module).__mro__ if not issubclass(c, Swapped) and issubclass(c, nn.Module))
+
+
+def swap(module: nn.Module, mixin: type[Swapped]) -> None:
+    """Change the module's class in place."""
+    for name, value in mixin.ATTRIBUTES.items():
+        module.__dict__[name] = value
+    module.add_module(ADAPTERS, nn.ModuleDict())
+    module.__class__ = swapped_class(mixin, type(module))
+
+
+def swap_back(module: Swapped) -> None:
+    """Give the module back its own class and attributes."""
+    own = own_class(module)
+    for name in type(module).ATTRIBUTES:
+        module.__dict__.pop(name)
+    del module._modules[ADAPTERS]
+    module.__class__ = own  # type: ignore[assignment]  # back to what it was

@@ -1,0 +1,440 @@
+"""`PeftModel`, what a user holds: the base model, adapted in place, behind the interface that users of the `peft` package know.
+
+The wrapper is thin on purpose: layers are adapted where they stand (see `layers.adapted`), and everything but adapters is answered by the base
+model. Each wrapper's class carries the base's forward signature, because Trainer and others read column and label names off it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from . import files, inject, merging
+from .cards import CARD_NAME, model_card
+from .config import CONFIG_NAME, PeftConfig
+from .disk import locate, write_atomically
+from .errors import ConfigError, StateError
+from .planning import plan
+
+logger = logging.getLogger("veneer")
+
+_ADAPTER_NAME = r"[A-Za-z0-9_-]+"
+
+
+class AdaptedModel(nn.Module):
+    """The base model, adapted; its place in the tree gives parameters the names that the public format has."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "model":
+                raise
+            return getattr(self.model, name)
+
+
+class PeftModel(nn.Module):
+    """A frozen model with adapters.
+
+    Args:
+        model: the base model; its layers are adapted in place.
+        peft_config: a method's configuration.
+        adapter_name: letters, digits, `_` and `-`.
+        autocast_adapter_dtype: keep adapters in float32 where the base is in half precision.
+
+    Raises:
+        ConfigError: a configuration that cannot be used, or adapters that cannot live together.
+        TargetError: target names that match nothing, or layers that cannot be adapted; the model is as it was.
+    """
+
+    base_model: AdaptedModel
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        *,
+        autocast_adapter_dtype: bool = True,
+        _fresh: bool = True,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        if _:
+            raise TypeError(f"PeftModel got an unexpected argument {next(iter(_))!r}")
+        if isinstance(model, PeftModel):
+            raise ConfigError(
+                "this model is a PeftModel already; use its add_adapter(name, config), or get_base_model() for the model inside"
+            )
+        if inject.RECORD in model.__dict__:
+            raise ConfigError("this model has adapters already; use the PeftModel that holds them, or its unload() first")
+        self.peft_config: dict[str, PeftConfig] = {}
+        self.base_model = AdaptedModel(model)
+        self._reached_checked = False
+        self.__class__ = _with_signature(type(self), type(model))
+        self._attach(adapter_name, peft_config, fresh=_fresh, autocast_adapter_dtype=autocast_adapter_dtype)
+        inject.activate(model, [adapter_name], trainable=not peft_config.inference_mode)
+
+    def _attach(self, name: str, config: PeftConfig, *, fresh: bool, autocast_adapter_dtype: bool = True) -> None:
+        import re
+
+        if not re.fullmatch(_ADAPTER_NAME, name) or name in dir(nn.ModuleDict):
+            raise ConfigError(
+                f"adapter name {name!r}: use letters, digits, _ and -, and not the name of a dictionary's method; it becomes a folder's name"
+            )
+        if name in self.peft_config:
+            raise ConfigError(f"an adapter called {name!r} is attached already; delete_adapter({name!r}) first, or choose another name")
+        others = [n for n, c in self.peft_config.items() if c.bias != "none"]
+        if others and config.bias != "none":
+            raise ConfigError(f"adapter {others[0]!r} trains the base's biases already, and there is only one set of them; use bias='none'")
+        model = self.get_base_model()
+        p = plan(model, config, fresh=fresh)
+        if p.new_heads:
+            config.modules_to_save = sorted({*(config.modules_to_save or []), *p.new_heads})
+            logger.warning("newly initialised, so trained and saved with the adapter: %s", ", ".join(p.new_heads))
+        if p.still_random:
+            logger.warning(
+                "newly initialised and not trained: %s; name them in modules_to_save if the task needs them", ", ".join(p.still_random)
+            )
+        inject.attach(model, p, name, autocast_adapter_dtype=autocast_adapter_dtype)
+        config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
+        self.peft_config[name] = config
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_model":
+                raise
+            return getattr(self.base_model.model, name)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (type(self.get_base_model()),), self.__dict__.copy()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.base_model(*args, **kwargs)
+        if not self._reached_checked:
+            self._check_reached()
+        return out
+
+    def _check_reached(self) -> None:
+        import torch
+
+        if torch.compiler.is_compiling() or not self.active_adapters:
+            return
+        self._reached_checked = True
+        silent = inject.unreached(self.get_base_model())
+        if silent:
+            warnings.warn(
+                f"{len(silent)} adapted layers were not called in the first forward, such as {silent[0]}: their parent reads the weight without "
+                "calling the layer, or this input does not reach them; these adapters have no effect there",
+                stacklevel=3,
+            )
+
+    def get_base_model(self) -> nn.Module:
+        """The base model, adapted in place; `unload` gives it back without adapters."""
+        return self.base_model.model
+
+    # Parameters
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(trainable, all) numbers of parameters, whole saved modules and their frozen originals included."""
+        trainable = total = 0
+        for p in self.parameters():
+            count = p.numel()
+            if type(p).__name__ == "Params4bit":  # two numbers to a byte
+                count *= 2 * p.element_size()
+            total += count
+            trainable += count if p.requires_grad else 0
+        return trainable, total
+
+    def print_trainable_parameters(self) -> None:
+        """Print `trainable params: … || all params: … || trainable%: …`."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    # Adapters
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the adapters that run."""
+        return list(inject.record(self.get_base_model()).active)
+
+    @property
+    def active_adapter(self) -> str:
+        """The name of the one adapter that runs; the first of several."""
+        if not self.active_adapters:
+            raise StateError("no adapter is active; use set_adapter(name)")
+        return self.active_adapters[0]
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The configuration of the active adapter."""
+        return self.peft_config[self.active_adapter]
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig) -> None:
+        """Attach another adapter, inactive until `set_adapter`."""
+        self._attach(adapter_name, peft_config, fresh=True)
+        inject.record(self.get_base_model()).trainable.add(adapter_name)
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Make one adapter, or several, the active ones; they train unless `inference_mode`, the others do not."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        inject.activate(self.get_base_model(), names, trainable=not inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter off the model."""
+        if adapter_name not in self.peft_config:
+            inject.activate(self.get_base_model(), [adapter_name])
+        inject.remove(self.get_base_model(), adapter_name)
+        del self.peft_config[adapter_name]
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Run the block with the base model's own weights, heads and biases."""
+        model = self.get_base_model()
+        trained = inject.disable(model)
+        try:
+            yield
+        finally:
+            inject.enable(model, trained)
+
+    # Merging
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`."""
+        merging.merge(self.get_base_model(), names=adapter_names, safe=safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Put the original weights back, bit for bit."""
+        merging.unmerge(self.get_base_model())
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+    ) -> nn.Module:
+        """The base model with the active adapters (or the named ones) in its weights and without Veneer.
+
+        Args:
+            progressbar: accepted for compatibility; a merge takes less time than a bar is worth.
+            safe_merge: refuse to write NaN or infinite numbers.
+
+        Raises:
+            StateError: the merged weights would not be finite; the model is as it was.
+        """
+        return merging.merge_and_unload(self.get_base_model(), names=adapter_names, safe=safe_merge)
+
+    def unload(self) -> nn.Module:
+        """The untouched base model."""
+        merging.unmerge(self.get_base_model())
+        return inject.detach(self.get_base_model())
+
+    # Files
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: Sequence[str] | None = None,
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write each adapter in the public format: `default` into the directory itself, any other into a folder of its name.
+
+        Args:
+            save_directory: made if needed; files already there are replaced whole or not at all.
+            safe_serialization: False is refused: pickles are not written.
+            selected_adapters: only these.
+            state_dict: take the values from here, as gathered from a sharded model, by their names in this model.
+            is_main_process: False writes nothing.
+            kwargs: `max_shard_size` and other arguments of `PreTrainedModel.save_pretrained` are accepted and have no meaning for one small file.
+        """
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False would write a pickle; Veneer writes safetensors only")
+        names = list(selected_adapters) if selected_adapters is not None else list(self.peft_config)
+        for name in names:
+            if name not in self.peft_config:
+                raise StateError(f"no adapter is called {name!r}; attached are {', '.join(self.peft_config)}")
+        if is_main_process:
+            for name in names:
+                self._save_one(Path(save_directory), name, state_dict)
+
+    def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
+        tensors = files.entries(self.get_base_model(), name)
+        if state_dict is not None:
+            own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
+            tensors = {key: state_dict[own[id(t)]] for key, t in tensors.items()}
+        config = self.peft_config[name]
+        target = directory if name == "default" else directory / name
+        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.to_json().encode()}
+        if not (target / CARD_NAME).exists():
+            content[CARD_NAME] = model_card(config, sum(t.numel() for t in tensors.values())).encode()
+        write_atomically(target, content)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        **hub: Any,
+    ) -> Self:
+        """Put an adapter from a directory or the hub on a base model.
+
+        Args:
+            model: the base model that the adapter was trained on.
+            model_id: a directory, or a repository on the hub.
+            is_trainable: go on training it; otherwise nothing requires grad.
+            config: use this configuration instead of the file's.
+            hub: `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            AdapterFileError: no adapter there, or one that does not fit the model; the model is as it was.
+        """
+        directory = locate(model_id, **hub)
+        config = config or PeftConfig.read(directory)
+        config.inference_mode = not is_trainable
+        tensors = files.read_tensors(directory)
+        new = cls(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
+        try:
+            files.load(model, adapter_name, tensors, str(directory))
+        except BaseException:
+            inject.detach(model)
+            raise
+        return new
+
+    def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **hub: Any) -> None:
+        """Read an adapter from a directory or the hub, under a new name or over the attached adapter of that name.
+
+        Raises:
+            AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
+        """
+        directory = locate(model_id, **hub)
+        config = PeftConfig.read(directory)
+        tensors = files.read_tensors(directory)
+        model = self.get_base_model()
+        if adapter_name in self.peft_config:
+            files.load(model, adapter_name, tensors, str(directory))
+            return
+        config.inference_mode = not is_trainable
+        self._attach(adapter_name, config, fresh=False)
+        try:
+            files.load(model, adapter_name, tensors, str(directory))
+        except BaseException:
+            self.delete_adapter(adapter_name)
+            raise
+        if is_trainable:
+            inject.record(model).trainable.add(adapter_name)
+        if adapter_name in self.active_adapters:
+            inject.activate(model, self.active_adapters)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload adapter",
+        private: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the adapter to the hub; the repository is made private unless told otherwise. Returns the commit's address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as staging:
+            self.save_pretrained(staging)
+            return str(
+                api.upload_folder(repo_id=repo, folder_path=staging, commit_message=commit_message, revision=revision, create_pr=create_pr)
+            )
+
+    # What the base model's own method would not do right for adapters
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As the base model's own; inputs are made to require grad, without which re-entrant checkpoints give adapters no gradient."""
+        model = self.get_base_model()
+        model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]  # transformers models have it
+        if hasattr(model, "enable_input_require_grads"):
+            model.enable_input_require_grads()  # type: ignore[operator]  # as above
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: PeftConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+) -> PeftModel:
+    """Freeze a model and put a new trainable adapter on it.
+
+    A head that no checkpoint gave (absent, or of another label set) is trained and saved with the adapter without being asked.
+
+    Args:
+        model: any `nn.Module`; its layers are adapted in place.
+        peft_config: a method's configuration, such as `LoraConfig(r=16)`.
+        adapter_name: letters, digits, `_` and `-`.
+        mixed: accepted for compatibility; adapters of different methods always mix.
+        autocast_adapter_dtype: keep adapters in float32 where the base is in half precision.
+        revision: of the base model, noted in the configuration.
+
+    Raises:
+        ConfigError, TargetError: as for `PeftModel`; the model is as it was.
+
+    >>> import torch
+    >>> from veneer import LoraConfig, get_peft_model
+    >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"]))
+    >>> model.print_trainable_parameters()
+    trainable params: 14 || all params: 29 || trainable%: 48.2759
+    """
+    if revision is not None:
+        peft_config.revision = revision
+    return PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+
+
+_WITH_SIGNATURE: dict[tuple[type, type], type] = {}
+
+
+def _with_signature(cls: type[PeftModel], base: type[nn.Module]) -> type[Any]:
+    key = (cls, base)
+    if key not in _WITH_SIGNATURE:
+
+        def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+            return cls.forward(self, *args, **kwargs)
+
+        forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # inspect reads it
+        namespace = {"__module__": __name__, "__doc__": cls.__doc__, "forward": forward}
+        _WITH_SIGNATURE[key] = type(f"{cls.__name__}Of{base.__name__}", (cls,), namespace)
+    return _WITH_SIGNATURE[key]
+
+
+def _blank(base: type[nn.Module]) -> PeftModel:
+    new: Any = _with_signature(PeftModel, base)
+    return new.__new__(new)
+
+
+def _name_of(model: nn.Module) -> str | None:
+    name = getattr(model, "name_or_path", None) or getattr(getattr(model, "config", None), "_name_or_path", None)
+    return str(name) if name else None

@@ -1,0 +1,109 @@
+"""The normal form of an adapted weight, W' = L (W R + Δ), and how equations build it.
+
+A method writes its paper's formula on W with `+`, `*` and `compose`; what comes out is always this one form, so everything that crosses
+methods (evaluation, merging, conversion) is written once, over four slots. The alternative, one forward per method, is what makes other
+libraries long. `compose` is a function because torch.compile's tracer takes `+` and `*` on plain objects, but not `@`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .base import Operator
+
+
+class FrozenMap(Protocol):
+    """The frozen layer as a linear map: what an equation may ask of W."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The weight as an (out, in) tensor, read from its storage."""
+        ...
+
+
+@dataclass(eq=False)
+class Adapted:
+    """W' = L · (W · R + Δ); an empty slot is the identity (L, R) or zero (Δ)."""
+
+    W: FrozenMap
+    R: Operator | None = None
+    delta: Operator | None = None
+    L: Operator | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.W.shape
+
+    @property
+    def additive(self) -> bool:
+        """Whether W' = W + Δ."""
+        return self.R is None and self.L is None
+
+    def __add__(self, delta: Operator) -> Adapted:
+        if self.L is not None:
+            raise TypeError("an equation adds Δ before it multiplies from the left: L (W R + Δ)")
+        return replace(self, delta=delta if self.delta is None else self.delta + delta)
+
+    def dense(self) -> Tensor:
+        """W' as an (out, in) tensor in the widest of the types involved."""
+        M = self.W.dense()
+        if self.R is not None:
+            M = self.R.right_of(M.to(_wider(M, self.R)))
+        if self.delta is not None:
+            M = M + self.delta.dense()
+        return M if self.L is None else self.L.left_of(M.to(_wider(M, self.L)))
+
+
+def compose(left: Operator | Adapted, right: Operator | Adapted) -> Adapted:
+    """left · right, where one side is the equation so far and the other an operator.
+
+    Raises:
+        TypeError: both sides, or neither, are equations; or a rotation of the input would follow Δ or L, which the normal form cannot say.
+    """
+    if isinstance(right, Adapted) and isinstance(left, Operator):
+        if right.L is not None:
+            raise TypeError("this equation already has a left factor")
+        return replace(right, L=left)
+    if isinstance(left, Adapted) and isinstance(right, Operator):
+        if not (left.additive and left.delta is None):
+            raise TypeError("an equation multiplies from the right before anything else: L (W R + Δ)")
+        return replace(left, R=right)
+    raise TypeError(f"compose takes one equation and one operator, got {type(left).__name__} and {type(right).__name__}")
+
+
+@torch.no_grad()
+def row_norms(V: Adapted) -> Tensor:
+    """‖W + Δ‖ of every row, outside the graph, in float32 or wider: (out,).
+
+    From the Gram form ‖W‖² + 2 Σ_j Δ_ij W_ij + ‖Δ‖², so that a structured Δ is never made dense.
+    """
+    if not V.additive:
+        raise TypeError("row_norms takes W + Δ")
+    W = V.W.dense()
+    W = W.to(torch.promote_types(W.dtype, torch.float32))
+    total = W.square().sum(-1)
+    if V.delta is not None:
+        delta = V.delta.to(W.dtype)
+        total = total + 2 * delta.row_dot(W) + delta.squared_row_norms()
+    return total.clamp_min(0).sqrt()
+
+
+def _wider(M: Tensor, S: Operator) -> torch.dtype:
+    widest = M.dtype
+
+    def look(t: Tensor) -> Tensor:
+        nonlocal widest
+        widest = torch.promote_types(widest, t.dtype)
+        return t
+
+    S.map(look)
+    return widest

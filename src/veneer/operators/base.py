@@ -1,0 +1,175 @@
+"""What every operator knows: shape, apply, transpose, dense, cost, and how to stand in a batch.
+
+An operator S is an (out × in) linear map held as a few small tensors. It acts on the *last* dimension of its argument,
+`S.apply(x) = x Sᵀ`, so one rule serves images, sequences and single rows. Operators are values: they are built afresh in every forward from
+the parameters of the moment, because a cached one would keep tensors that `.to()` or FSDP2 have since replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations and bytes moved; costs of successive steps add."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+
+class Operator:
+    """An (out × in) linear map; subclasses are dataclasses whose fields are tensors, operators or plain numbers."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        raise NotImplementedError
+
+    def apply(self, x: Tensor) -> Tensor:
+        """x Sᵀ: (…, in) → (…, out)."""
+        raise NotImplementedError
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """y + x Sᵀ. May overwrite y, which the caller gives away."""
+        return y + self.apply(x)
+
+    def transpose(self) -> Operator:
+        """Sᵀ, an (in × out) operator."""
+        raise NotImplementedError
+
+    def scaled(self, s: float) -> Operator:
+        """s · S, with the number folded into the smallest factor."""
+        raise NotImplementedError
+
+    def dense(self) -> Tensor:
+        """S as an (out, in) tensor."""
+        raise NotImplementedError
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        """What `apply` costs on `tokens` rows of numbers of `itemsize` bytes."""
+        raise NotImplementedError
+
+    def row_dot(self, W: Operator | Tensor) -> Tensor:
+        """Σ_j S_ij W_ij for every row i: (out,)."""
+        return (self.dense() * (W if isinstance(W, Tensor) else W.dense())).sum(-1)
+
+    def squared_row_norms(self) -> Tensor:
+        """Σ_j S_ij² for every row i: (out,)."""
+        return self.dense().square().sum(-1)
+
+    def left_of(self, M: Tensor) -> Tensor:
+        """S M for a dense (in, n) matrix M."""
+        return self.apply(M.mT).mT
+
+    def right_of(self, M: Tensor) -> Tensor:
+        """M S for a dense (n, out) matrix M."""
+        return self.transpose().apply(M)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Self:
+        """The same operator with f applied to each of its tensors."""
+        parts = {p.name: getattr(self, p.name) for p in dataclasses.fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
+        return type(self)(**{name: _map(value, f) for name, value in parts.items()})
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same operator in another number type; the one dtype boundary of the engine."""
+        return self.map(lambda t: t.to(dtype))
+
+    def __add__(self, other: Operator) -> Operator:
+        return Sum((self, other))
+
+    def __rmul__(self, s: float) -> Operator:
+        return self.scaled(s)
+
+
+T = TypeVar("T")
+
+
+def _map(value: T, f: Callable[[Tensor], Tensor]) -> T:
+    if isinstance(value, Tensor):
+        return f(value)  # type: ignore[return-value]  # a tensor maps to a tensor
+    if isinstance(value, Operator):
+        return value.map(f)
+    if isinstance(value, tuple):
+        return tuple(_map(v, f) for v in value)  # type: ignore[return-value]  # a tuple maps to a tuple
+    return value
+
+
+@dataclass(eq=False)
+class Sum(Operator):
+    """S₁ + S₂ + …, all of one shape."""
+
+    terms: tuple[Operator, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.terms[0].shape
+
+    def apply(self, x: Tensor) -> Tensor:
+        y = self.terms[0].apply(x)
+        for term in self.terms[1:]:
+            y = term.add_to(y, x)
+        return y
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        for term in self.terms:
+            y = term.add_to(y, x)
+        return y
+
+    def transpose(self) -> Operator:
+        return Sum(tuple(t.transpose() for t in self.terms))
+
+    def scaled(self, s: float) -> Operator:
+        return Sum(tuple(t.scaled(s) for t in self.terms))
+
+    def dense(self) -> Tensor:
+        total = self.terms[0].dense()
+        for term in self.terms[1:]:
+            total = total + term.dense()
+        return total
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        total = Cost(0, 0)
+        for term in self.terms:
+            total = total + term.cost(tokens, itemsize)
+        return total
+
+
+def stack(operators: Sequence[Operator]) -> Operator:
+    """One operator with a leading batch dimension, from operators of one type and one shape.
+
+    `stack([S₁ … S_n]).apply(x)` takes x of shape (n, …, in) and gives each x[i] S_iᵀ.
+
+    >>> from veneer.operators import Diagonal
+    >>> both = stack([Diagonal(torch.ones(2)), Diagonal(2 * torch.ones(2))])
+    >>> both.apply(torch.ones(2, 1, 2)).tolist()
+    [[[1.0, 1.0]], [[2.0, 2.0]]]
+    """
+    first = operators[0]
+    if any(type(o) is not type(first) for o in operators):
+        raise TypeError(f"stack needs operators of one type, got {sorted({type(o).__name__ for o in operators})}")
+    names = [p.name for p in dataclasses.fields(first)]  # type: ignore[arg-type]  # operators are dataclasses
+    columns = {name: [getattr(o, name) for o in operators] for name in names}
+    return type(first)(**{name: _stack(values) for name, values in columns.items()})
+
+
+def _stack(values: list[T]) -> T:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.stack(values)  # type: ignore[arg-type, return-value]  # all are tensors
+    if isinstance(first, Operator):
+        return stack(values)  # type: ignore[arg-type, return-value]  # all are operators
+    if isinstance(first, tuple):
+        return tuple(_stack(list(v)) for v in zip(*values, strict=True))  # type: ignore[return-value]
+    if any(v != first for v in values):
+        raise ValueError(f"stack needs equal options, got {values}")
+    return first

@@ -1,0 +1,40 @@
+"""Dense: a matrix with no structure to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Cost, Operator
+
+
+@dataclass(eq=False)
+class Dense(Operator):
+    """S = M.
+
+    Args:
+        M: (…, out, in).
+    """
+
+    M: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.M.shape[-2], self.M.shape[-1]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x @ self.M.mT
+
+    def transpose(self) -> Dense:
+        return Dense(self.M.mT)
+
+    def scaled(self, s: float) -> Dense:
+        return Dense(s * self.M)
+
+    def dense(self) -> Tensor:
+        return self.M
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        out, in_ = self.shape
+        return Cost(2 * tokens * in_ * out, itemsize * (tokens * (in_ + out) + in_ * out))

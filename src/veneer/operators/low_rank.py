@@ -1,0 +1,68 @@
+"""Low rank: B A."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Cost, Operator
+
+
+@dataclass(eq=False)
+class LowRank(Operator):
+    """S = B A of rank at most r; `r (in + out)` numbers stand for `in · out`.
+
+    Args:
+        B: (…, out, r).
+        A: (…, r, in).
+
+    >>> import torch
+    >>> LowRank(torch.ones(3, 1), torch.ones(1, 2)).apply(torch.ones(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    B: Tensor
+    A: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.B.shape[-2], self.A.shape[-1]
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.A.shape[-2]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return (x @ self.A.mT) @ self.B.mT
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        h = x @ self.A.mT  # (…, r)
+        if self.B.dim() > 2 or not y.is_contiguous():
+            return y + h @ self.B.mT
+        # Accumulating into y saves the pass over a tokens × out tensor that a separate sum would cost.
+        return y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT).view(y.shape)
+
+    def transpose(self) -> LowRank:
+        return LowRank(self.A.mT, self.B.mT)
+
+    def scaled(self, s: float) -> LowRank:
+        if self.B.numel() <= self.A.numel():
+            return LowRank(s * self.B, self.A)
+        return LowRank(self.B, s * self.A)
+
+    def dense(self) -> Tensor:
+        return self.B @ self.A
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        out, in_ = self.shape
+        return Cost(2 * tokens * self.rank * (in_ + out), itemsize * (tokens * (in_ + 2 * self.rank + 2 * out) + self.rank * (in_ + out)))
+
+    def row_dot(self, W: Operator | Tensor) -> Tensor:
+        # Σ_j (BA)_ij W_ij = Σ_k B_ik (W Aᵀ)_ik: W is read once, B A never formed.
+        WAt = W @ self.A.mT if isinstance(W, Tensor) else W.apply(self.A).mT
+        return (self.B * WAt).sum(-1)
+
+    def squared_row_norms(self) -> Tensor:
+        return ((self.B @ (self.A @ self.A.mT)) * self.B).sum(-1)

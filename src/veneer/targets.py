@@ -1,0 +1,143 @@
+"""Which modules a configuration names: suffixes, regular expressions, "all-linear", layer numbers, exclusions, and a default.
+
+Everything is decided on names and modules before anything is changed, and a name that matches nothing is an error that shows the nearest ones:
+an adapter on fewer layers than asked for is the quietest way to lose accuracy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+from .config import PeftConfig
+from .errors import TargetError, suggest
+from .heads import head_modules
+from .layers import kind_of, why_not
+from .layers.swap import ADAPTERS
+
+QUERY_NAMES = ("q_proj", "query", "q_lin", "to_q", "wq", "q")
+VALUE_NAMES = ("v_proj", "value", "v_lin", "to_v", "wv", "v")
+
+
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` without the adapters' own modules."""
+    for path, module in model.named_modules():
+        if f".{ADAPTERS}." not in f".{path}.":
+            yield path, module
+
+
+def matches(targets: str | list[str] | None, path: str) -> bool:
+    """Whether a target names the module at `path`: a string is a regular expression for the whole path, a list holds names or suffixes.
+
+    >>> matches(["q_proj"], "layers.0.q_proj"), matches(["head"], "my_head"), matches(r".*\\.q", "a.q")
+    (True, False, True)
+    """
+    if targets is None:
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    return any(path == t or path.endswith("." + t) for t in targets)
+
+
+def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
+    """Paths of the modules that `modules_to_save` names, outermost first.
+
+    Raises:
+        TargetError: a name that matches nothing, with the nearest names.
+    """
+    paths = [p for p, _ in base_modules(model) if p]
+    found: list[str] = []
+    for name in names:
+        hits = [p for p in paths if matches([name], p)]
+        if not hits:
+            raise TargetError(
+                f"modules_to_save: no module is called {name!r}.{suggest(name, {p.rpartition('.')[2] for p in paths} | set(paths))}"
+            )
+        found += hits
+    unique = list(dict.fromkeys(found))
+    return [p for p in unique if not any(p.startswith(other + ".") for other in unique)]
+
+
+def target_paths(model: nn.Module, config: PeftConfig, saved: list[str], *, every_name: bool = True) -> list[str]:
+    """Paths of the layers to adapt, in the model's order.
+
+    Args:
+        saved: paths of whole saved modules; nothing inside them is adapted.
+        every_name: whether a listed name that matches nothing is an error even when others match.
+
+    Raises:
+        TargetError: nothing matches, a listed name matches nothing, or a match cannot be adapted.
+    """
+    modules = {p: m for p, m in base_modules(model) if p and not _inside(p, saved) and not _excluded(config, p)}
+    targets = config.target_modules
+    if targets is None:
+        return _default(modules)
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return _all_linear(model, modules)
+    hits = [p for p in modules if matches(targets, p) and _layer_number_fits(config, p)]
+    if isinstance(targets, list) and (every_name or not hits):
+        for t in targets:
+            if not any(matches([t], p) for p in hits):
+                raise TargetError(f"target_modules: {t!r} matches no layer{_of_layers(config)}.{_known(modules, t)}")
+    if not hits:
+        raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{_known(modules, str(targets))}")
+    for p in hits:
+        if kind_of(modules[p]) is None:
+            raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
+    return hits
+
+
+def _default(modules: dict[str, nn.Module]) -> list[str]:
+    hits = [p for p, m in modules.items() if p.rpartition(".")[2] in QUERY_NAMES + VALUE_NAMES and kind_of(m) is not None]
+    if not hits:
+        raise TargetError(f"no attention query and value layers were found by name, so target_modules is needed.{_known(modules, '')}")
+    return hits
+
+
+def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
+    heads = head_modules(model)
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    hits = []
+    for p, m in modules.items():
+        kind = kind_of(m)
+        if kind is not None and kind.name in ("linear",) and m is not output and not _inside(p, heads):
+            hits.append(p)
+    if not hits:
+        raise TargetError(f"target_modules: 'all-linear' finds no linear layer outside the head.{_known(modules, '')}")
+    return hits
+
+
+def _inside(path: str, parents: list[str]) -> bool:
+    return any(path == p or path.startswith(p + ".") for p in parents)
+
+
+def _excluded(config: PeftConfig, path: str) -> bool:
+    return matches(config.exclude_modules, path)
+
+
+def _layer_number_fits(config: PeftConfig, path: str) -> bool:
+    wanted = config.layers_to_transform
+    if wanted is None or wanted == []:
+        return True
+    patterns = config.layers_pattern or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path)
+        if found:
+            return int(found.group(1)) in ([wanted] if isinstance(wanted, int) else wanted)
+    return False
+
+
+def _of_layers(config: PeftConfig) -> str:
+    return "" if config.layers_to_transform is None else f" among layers_to_transform={config.layers_to_transform}"
+
+
+def _known(modules: dict[str, nn.Module], name: str) -> str:
+    """The nearest names, and the names there are."""
+    leaves = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if kind_of(m) is not None))
+    numbered = [n for n in leaves if not n.isdigit()] or leaves
+    near = suggest(name.rpartition(".")[2], numbered)
+    if not leaves:
+        return near + " The model has no layer of a supported kind."
+    return f"{near} Layers that can be adapted are called: {', '.join(numbered[:12])}{' …' if len(numbered) > 12 else ''}"
