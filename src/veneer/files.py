@@ -94,6 +94,12 @@ def serialise(tensors: Mapping[str, Tensor]) -> bytes:
     return save({k: t.detach().cpu().contiguous() for k, t in sorted(tensors.items())}, metadata={"format": "pt"})
 
 
+def _without_copies(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors without the second copies that the format's other writer adds for whole modules when `bias="all"`."""
+    doubles = {f"{PREFIX}{path}.{part}." for path, _ in saved_modules(model) for part in ("modules_to_save", "original_module")}
+    return {k: t for k, t in tensors.items() if not any(k.startswith(d) for d in doubles)}
+
+
 @torch.no_grad()
 def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], origin: str) -> None:
     """Copy a file's tensors into an attached adapter, after all of them were checked.
@@ -102,6 +108,7 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], origin: str
         AdapterFileError: as `check_tensors`; nothing was copied.
     """
     expected = entries(model, name)
+    tensors = _without_copies(tensors, model)
     check_tensors(tensors, expected, origin)
     for key, target in expected.items():
         target.copy_(tensors[key])

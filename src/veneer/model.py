@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging
@@ -128,14 +129,12 @@ class PeftModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.base_model(*args, **kwargs)
-        if not self._reached_checked:
+        if not torch.compiler.is_compiling() and not self._reached_checked:
             self._check_reached()
         return out
 
     def _check_reached(self) -> None:
-        import torch
-
-        if torch.compiler.is_compiling() or not self.active_adapters:
+        if not self.active_adapters:
             return
         self._reached_checked = True
         silent = inject.unreached(self.get_base_model())
@@ -372,12 +371,17 @@ class PeftModel(nn.Module):
 
     # What the base model's own method would not do right for adapters
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As the base model's own; inputs are made to require grad, without which re-entrant checkpoints give adapters no gradient."""
-        model = self.get_base_model()
-        model.gradient_checkpointing_enable(*args, **kwargs)  # type: ignore[operator]  # transformers models have it
+        model: Any = self.get_base_model()
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable(*args, **kwargs)
         if hasattr(model, "enable_input_require_grads"):
-            model.enable_input_require_grads()  # type: ignore[operator]  # as above
+            model.enable_input_require_grads()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """The older name of `activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
 def get_peft_model(

@@ -108,15 +108,17 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
         counts,
         [h for h in heads if not matches(asked, h)],
         [r for r in random if not matches(saved, r)],
-        _biases(modules, config, paths),
+        _biases(modules, config, paths, saved),
     )
 
 
-def _biases(modules: dict[str, nn.Module], config: PeftConfig, paths: list[str]) -> list[str]:
+def _biases(modules: dict[str, nn.Module], config: PeftConfig, paths: list[str], saved: list[str]) -> list[str]:
+    """Names of the biases to train; those of whole saved modules train in their copy."""
     if config.bias == "none":
         return []
     owners = modules if config.bias == "all" else {p: modules[p] for p in paths}
-    return [f"{p}.bias" if p else "bias" for p, m in owners.items() if isinstance(m._parameters.get("bias"), nn.Parameter)]
+    kept = [p for p in owners if not any(p == s or p.startswith(s + ".") for s in saved)]
+    return [f"{p}.{n}" if p else n for p in kept for n, b in owners[p]._parameters.items() if "bias" in n and b is not None]
 
 
 def _refuse_sharded(layer: nn.Module, path: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -27,21 +26,23 @@ class Strategy(StrEnum):
     MERGED = "merged"
 
 
-_strategy: ContextVar[Strategy] = ContextVar("strategy", default=Strategy.SPLIT)
+# A plain global: torch.compile guards on it, whereas it cannot trace a context variable.
+_strategy = Strategy.SPLIT
 
 
 @contextmanager
 def strategy(name: Strategy | str) -> Iterator[None]:
-    """Choose the strategy of every adapted layer inside the block.
+    """Choose the strategy of every adapted layer of this process inside the block.
 
     >>> with strategy("merged"):
     ...     pass
     """
-    token = _strategy.set(Strategy(name))
+    global _strategy
+    before, _strategy = _strategy, Strategy(name)
     try:
         yield
     finally:
-        _strategy.reset(token)
+        _strategy = before
 
 
 class Layer(Protocol):
@@ -58,7 +59,7 @@ class Layer(Protocol):
 def evaluate(layer: Layer, x: Tensor) -> Tensor:
     """The output of an adapted layer: W'x + b, or W x + b + Σ (W'_i − W) x for several adapters."""
     terms = layer.equations()
-    if _strategy.get() is Strategy.MERGED and not any(p for _, p in terms if layer.training):
+    if _strategy is Strategy.MERGED and not any(p for _, p in terms if layer.training):
         return _merged(layer, [e for e, _ in terms], x)
     return _split(layer, terms, x)
 
@@ -71,18 +72,16 @@ def _merged(layer: Layer, equations: list[Adapted], x: Tensor) -> Tensor:
 
 
 def _split(layer: Layer, terms: list[tuple[Adapted, float]], x: Tensor) -> Tensor:
-    if len(terms) == 1:
-        equation, p = terms[0]
-        dropped = F.dropout(x, p, layer.training)
-        if equation.additive or dropped is x or not p or not layer.training:
-            return _adapted(layer, equation, x, dropped)
+    dropped = [F.dropout(x, p, layer.training) if p else x for _, p in terms]
+    if len(terms) == 1 and (terms[0][0].additive or dropped[0] is x):
+        return _adapted(layer, terms[0][0], x, dropped[0])
     y = layer.base_forward(x)
-    for equation, p in terms:
-        dropped = F.dropout(x, p, layer.training)
+    for (equation, _), seen in zip(terms, dropped, strict=True):
         if equation.additive:
-            y = _add_change(layer, y, equation, dropped)
+            y = _add_change(layer, y, equation, seen)
         else:
-            y = y + (_adapted(layer, equation, dropped, dropped) - layer.base_forward(dropped))
+            # Dropout is of the input of the change W' − W, so W meets both the whole input and the dropped one.
+            y = y + (_adapted(layer, equation, seen, seen) - layer.base_forward(seen))
     return y
 
 
