@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -57,9 +59,8 @@ def config_classes() -> dict[str, type[PeftConfig]]:
     >>> "LORA" in config_classes()
     True
     """
-    from . import methods
-
-    methods.discover()
+    # By name: the methods know this module, and it must not know them.
+    import_module(f"{__package__}.methods").discover()
     return dict(sorted(_REGISTRY.items()))
 
 
@@ -255,8 +256,6 @@ def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
     >>> pattern_value({"q_proj": 4}, "layers.0.q_proj", 8), pattern_value({"q_proj": 4}, "layers.0.v_proj", 8)
     (4, 8)
     """
-    import re
-
     for key, value in patterns.items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value

@@ -63,7 +63,7 @@ def attach(model: nn.Module, plan: Plan, name: str, *, autocast_adapter_dtype: b
         autocast_adapter_dtype: keep the adapter's parameters in float32 where the layer's own are in half precision.
     """
     if RECORD not in model.__dict__:
-        model.__dict__[RECORD] = Record({n: p.requires_grad for n, p in model.named_parameters()})
+        model.__dict__[RECORD] = Record({n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)})
         model.requires_grad_(False)
     note = record(model)
     for site in plan.sites:

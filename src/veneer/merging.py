@@ -60,7 +60,7 @@ def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = 
         if shared[id(weight)] > 1:
             logger.info("%s shares its weight with another module, which keeps the unmerged one", path)
         if keep or shared[id(weight)] > 1:
-            layer.veneer_merged = weight
+            layer.veneer_merged = (weight,)
             layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         layer.veneer_kind.write(layer, matrix)
     if not keep:
@@ -72,7 +72,7 @@ def unmerge(model: nn.Module) -> None:
     """Put the original weights back, the very tensors that were there."""
     for _, layer in adapted_layers(model):
         if layer.veneer_merged is not None:
-            layer.weight = layer.veneer_merged
+            layer.weight = layer.veneer_merged[0]
             layer.veneer_merged = None
 
 

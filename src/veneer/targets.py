@@ -22,8 +22,8 @@ VALUE_NAMES = ("v_proj", "value", "v_lin", "to_v", "wv", "v")
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` without the adapters' own modules."""
-    for path, module in model.named_modules():
+    """`named_modules` under every name a module has, without the adapters' own modules."""
+    for path, module in model.named_modules(remove_duplicate=False):
         if f".{ADAPTERS}." not in f".{path}.":
             yield path, module
 
@@ -70,23 +70,28 @@ def target_paths(model: nn.Module, config: PeftConfig, saved: list[str], *, ever
     Raises:
         TargetError: nothing matches, a listed name matches nothing, or a match cannot be adapted.
     """
-    modules = {p: m for p, m in base_modules(model) if p and not _inside(p, saved) and not _excluded(config, p)}
+    everything = {p: m for p, m in base_modules(model) if p and not _inside(p, saved)}
+    modules = {p: m for p, m in everything.items() if not matches(config.exclude_modules, p)}
     targets = config.target_modules
     if targets is None:
-        return _default(modules)
+        return _once(_default(modules), modules)
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        return _all_linear(model, modules)
+        return _once(_all_linear(model, modules), modules)
     hits = [p for p in modules if matches(targets, p) and _layer_number_fits(config, p)]
-    if isinstance(targets, list) and (every_name or not hits):
-        for t in targets:
-            if not any(matches([t], p) for p in hits):
-                raise TargetError(f"target_modules: {t!r} matches no layer{_of_layers(config)}.{_known(modules, t)}")
+    for t in targets if isinstance(targets, list) and every_name else []:
+        if not any(matches([t], p) and _layer_number_fits(config, p) for p in everything):
+            raise TargetError(f"target_modules: {t!r} matches no layer{_of_layers(config)}.{_known(modules, t)}")
     if not hits:
         raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{_known(modules, str(targets))}")
     for p in hits:
         if kind_of(modules[p]) is None:
             raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
-    return hits
+    return _once(hits, modules)
+
+
+def _once(paths: list[str], modules: dict[str, nn.Module]) -> list[str]:
+    """One path for each module, the first."""
+    return list({id(modules[p]): p for p in reversed(paths)}.values())[::-1]
 
 
 def _default(modules: dict[str, nn.Module]) -> list[str]:
@@ -111,10 +116,6 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
 
 def _inside(path: str, parents: list[str]) -> bool:
     return any(path == p or path.startswith(p + ".") for p in parents)
-
-
-def _excluded(config: PeftConfig, path: str) -> bool:
-    return matches(config.exclude_modules, path)
 
 
 def _layer_number_fits(config: PeftConfig, path: str) -> bool:

@@ -32,7 +32,9 @@ OPTIONS = {
 
 def vit() -> ViTForImageClassification:
     torch.manual_seed(1)
-    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8, num_labels=5)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8, num_labels=5
+    )
     return ViTForImageClassification(config).eval()
 
 

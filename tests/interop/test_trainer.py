@@ -14,7 +14,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig,
 
 from veneer import AdapterFileError, LoraConfig, PeftModel, get_peft_model
 
-CONFIG = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8, num_labels=3)
+CONFIG = ViTConfig(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8, num_labels=3
+)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -143,13 +145,18 @@ def test_gradient_checkpointing_of_both_kinds_gives_equal_weights(checkpoint, tm
     results = []
     for i, options in enumerate([{}, {"use_reentrant": False}, {"use_reentrant": True}]):
         model = adapted(checkpoint)
-        trainer(model, tmp_path / str(i), activation_checkpointing=bool(options), activation_checkpointing_kwargs=options or None, max_steps=2).train()
+        trainer(
+            model, tmp_path / str(i), activation_checkpointing=bool(options), activation_checkpointing_kwargs=options or None, max_steps=2
+        ).train()
         results.append(trained(model))
     assert equal(results[0], results[1]) and equal(results[0], results[2])
 
 
 def test_the_doors_also_serve_a_trainer_imported_later():
-    script = "from veneer import get_peft_model; import sys; assert 'transformers.trainer' not in sys.modules; from transformers import Trainer; print(type(Trainer._save).__name__)"
+    script = (
+        "import sys; from veneer import get_peft_model; assert 'transformers.trainer' not in sys.modules; from transformers import Trainer"
+    )
+    script += "; print(type(Trainer._save).__name__)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("FunctionWrapper")
 
@@ -158,7 +165,17 @@ def test_two_processes_equal_one(checkpoint, tmp_path):
     script = Path(__file__).with_name("trainer_script.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for processes, directory in ((1, tmp_path / "one"), (2, tmp_path / "two")):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--standalone", script, checkpoint, directory]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            "--master_port=0",
+            "--standalone",
+            script,
+            checkpoint,
+            directory,
+        ]
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / d / "result.json").read_text()) for d in ("one", "two"))

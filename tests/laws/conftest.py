@@ -83,22 +83,47 @@ def randomise(model: nn.Module) -> None:
             p.copy_(p * (1 + 0.3 * noise) if "magnitude" in name else 0.4 * noise)
 
 
-I, O = 12, 9
+IN, OUT = 12, 9
 INSTANCES = [
-    Instance("lora", LoraConfig, {"r": 4, "lora_alpha": 6}, lambda W, t: lora_dense(W, t, 1.5), 4 * (I + O)),
-    Instance("lora-no-bias", LoraConfig, {"r": 3}, lambda W, t: lora_dense(W, t, 8 / 3), 3 * (I + O), bias=False),
-    Instance("lora-rank-stabilised", LoraConfig, {"r": 4, "use_rslora": True}, lambda W, t: lora_dense(W, t, 4.0), 4 * (I + O)),
-    Instance("lora-gaussian", LoraConfig, {"r": 2, "init_lora_weights": "gaussian"}, lambda W, t: lora_dense(W, t, 4.0), 2 * (I + O)),
+    Instance("lora", LoraConfig, {"r": 4, "lora_alpha": 6}, lambda W, t: lora_dense(W, t, 1.5), 4 * (IN + OUT)),
+    Instance("lora-no-bias", LoraConfig, {"r": 3}, lambda W, t: lora_dense(W, t, 8 / 3), 3 * (IN + OUT), bias=False),
+    Instance("lora-rank-stabilised", LoraConfig, {"r": 4, "use_rslora": True}, lambda W, t: lora_dense(W, t, 4.0), 4 * (IN + OUT)),
+    Instance("lora-gaussian", LoraConfig, {"r": 2, "init_lora_weights": "gaussian"}, lambda W, t: lora_dense(W, t, 4.0), 2 * (IN + OUT)),
     Instance(
-        "lora-orthogonal", LoraConfig, {"r": 4, "init_lora_weights": "orthogonal"}, lambda W, t: lora_dense(W, t, 2.0), 4 * (I + O), fresh_is_base=False
+        "lora-orthogonal",
+        LoraConfig,
+        {"r": 4, "init_lora_weights": "orthogonal"},
+        lambda W, t: lora_dense(W, t, 2.0),
+        4 * (IN + OUT),
+        fresh_is_base=False,
     ),
-    Instance("lora-random", LoraConfig, {"r": 4, "init_lora_weights": False}, lambda W, t: lora_dense(W, t, 2.0), 4 * (I + O), fresh_is_base=False),
-    Instance("lora-rank-pattern", LoraConfig, {"rank_pattern": {PATH: 2}, "alpha_pattern": {PATH: 3}}, lambda W, t: lora_dense(W, t, 1.5), 2 * (I + O)),
-    Instance("lora-trained-bias", LoraConfig, {"r": 2, "bias": "lora_only"}, lambda W, t: lora_dense(W, t, 4.0), 2 * (I + O) + O),
-    Instance("dora", LoraConfig, {"r": 4, "use_dora": True}, lambda W, t: dora_dense(W, t, 2.0), 4 * (I + O) + O),
-    Instance("dora-no-bias", LoraConfig, {"r": 4, "use_dora": True, "use_rslora": True}, lambda W, t: dora_dense(W, t, 4.0), 4 * (I + O) + O, bias=False),
-    Instance("lora-wide", LoraConfig, {"r": 20}, lambda W, t: lora_dense(W, t, 0.4), 20 * (I + O)),
-    Instance("lora-one-output", LoraConfig, {"r": 1}, lambda W, t: lora_dense(W, t, 8.0), I + 1, in_out=(I, 1)),
+    Instance(
+        "lora-random",
+        LoraConfig,
+        {"r": 4, "init_lora_weights": False},
+        lambda W, t: lora_dense(W, t, 2.0),
+        4 * (IN + OUT),
+        fresh_is_base=False,
+    ),
+    Instance(
+        "lora-rank-pattern",
+        LoraConfig,
+        {"rank_pattern": {PATH: 2}, "alpha_pattern": {PATH: 3}},
+        lambda W, t: lora_dense(W, t, 1.5),
+        2 * (IN + OUT),
+    ),
+    Instance("lora-trained-bias", LoraConfig, {"r": 2, "bias": "lora_only"}, lambda W, t: lora_dense(W, t, 4.0), 2 * (IN + OUT) + OUT),
+    Instance("dora", LoraConfig, {"r": 4, "use_dora": True}, lambda W, t: dora_dense(W, t, 2.0), 4 * (IN + OUT) + OUT),
+    Instance(
+        "dora-no-bias",
+        LoraConfig,
+        {"r": 4, "use_dora": True, "use_rslora": True},
+        lambda W, t: dora_dense(W, t, 4.0),
+        4 * (IN + OUT) + OUT,
+        bias=False,
+    ),
+    Instance("lora-wide", LoraConfig, {"r": 20}, lambda W, t: lora_dense(W, t, 0.4), 20 * (IN + OUT)),
+    Instance("lora-one-output", LoraConfig, {"r": 1}, lambda W, t: lora_dense(W, t, 8.0), IN + 1, in_out=(IN, 1)),
 ]
 
 

@@ -92,7 +92,9 @@ def test_gradients_are_those_of_the_dense_formula(case, how):
     (F.linear(seen, dense_of(case, model, free), None if bias is None else bias) * direction).sum().backward()
     torch.testing.assert_close(x.grad, seen.grad, rtol=1e-10, atol=1e-10)
     for key, p in entries(model.get_base_model(), "default").items():
-        torch.testing.assert_close(p.grad, free[key.removeprefix(f"{PREFIX}layer.")].grad, rtol=1e-10, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            p.grad, free[key.removeprefix(f"{PREFIX}layer.")].grad, rtol=1e-10, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 def test_training_changes_the_adapter_and_nothing_frozen(case):
@@ -138,7 +140,7 @@ def test_detaching_gives_back_the_untouched_model(case):
     assert [type(m) for m in base.modules()] == classes
     assert list(base.state_dict()) == list(before)
     assert all(p is before[n][0] and torch.equal(p, before[n][1]) and p.requires_grad == before[n][2] for n, p in base.named_parameters())
-    assert not any(k.startswith("_veneer") or k.startswith("veneer") for m in base.modules() for k in m.__dict__)
+    assert not any(k.startswith(("_veneer", "veneer")) for m in base.modules() for k in m.__dict__)
 
 
 def test_disabling_gives_the_base_output(case):

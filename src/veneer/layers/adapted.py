@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..engine import evaluate
 from ..errors import TargetError
-from ..methods.base import Method
 from ..operators import Adapted
 from .base import LayerKind
 from .kinds import kind_of, why_not
 from .swap import Swapped, swap, swap_back
+
+if TYPE_CHECKING:
+    from ..methods.base import Method
 
 
 class Adapter(nn.Module):
@@ -73,7 +75,8 @@ class AdaptedLayer(Swapped):
     ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_merged": None, "veneer_reached": False, "veneer_kind": None}
 
     veneer_kind: LayerKind
-    veneer_merged: nn.Parameter | None
+    veneer_merged: tuple[nn.Parameter] | None
+    """The original weight while adapters are merged; in a tuple, so that it is no parameter of the layer."""
     veneer_reached: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

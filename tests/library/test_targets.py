@@ -1,0 +1,142 @@
+"""Which layers a configuration names, and what a wrong name is answered with."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
+
+from veneer import LoraConfig, TargetError, get_peft_model, plan
+
+
+@pytest.fixture(scope="module")
+def vit() -> ViTForImageClassification:
+    return ViTForImageClassification(
+        ViTConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8)
+    )
+
+
+def paths(model: nn.Module, **options) -> list[str]:
+    return [s.path for s in plan(model, LoraConfig(r=2, **options)).sites]
+
+
+def test_suffixes_take_whole_names_only():
+    model = nn.ModuleDict({"head": nn.Linear(2, 2), "my_head": nn.Linear(2, 2)})
+    assert paths(model, target_modules=["head"]) == ["head"]
+
+
+def test_a_string_is_a_regular_expression_for_the_whole_path(vit):
+    assert paths(vit, target_modules=r"vit\.layers\.[02]\.mlp\.fc1") == ["vit.layers.0.mlp.fc1", "vit.layers.2.mlp.fc1"]
+
+
+def test_omitted_targets_are_attention_query_and_value(vit):
+    assert paths(vit) == paths(vit, target_modules=["q_proj", "v_proj"])
+    llama = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=32))
+    assert paths(llama) == [f"model.layers.{i}.self_attn.{n}" for i in range(2) for n in ("q_proj", "v_proj")]
+
+
+def test_all_linear_leaves_the_head_alone(vit):
+    found = paths(vit, target_modules="all-linear")
+    assert len(found) == 3 * 6 and "classifier" not in found
+    llama = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=32))
+    assert len(paths(llama, target_modules="ALL-LINEAR")) == 7
+
+
+def test_all_linear_reaches_every_linear_of_a_plain_module():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv2d(1, 1, 1), nn.Linear(4, 2))
+    assert paths(model, target_modules="all-linear") == ["0", "3"]
+
+
+def test_layer_numbers(vit):
+    assert paths(vit, target_modules=["fc1"], layers_to_transform=[0, 2]) == ["vit.layers.0.mlp.fc1", "vit.layers.2.mlp.fc1"]
+    assert paths(vit, target_modules=["fc1"], layers_to_transform=1, layers_pattern="layers") == ["vit.layers.1.mlp.fc1"]
+    top = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(2, 2)}) for _ in range(2)])})
+    assert paths(top, target_modules=["q"], layers_to_transform=[1]) == ["layers.1.q"]
+
+
+def test_exclusions_win(vit):
+    assert paths(vit, target_modules=["fc1", "fc2"], exclude_modules=["fc2"]) == [f"vit.layers.{i}.mlp.fc1" for i in range(3)]
+    assert paths(vit, target_modules=["fc1"], exclude_modules=r".*\.[01]\..*") == ["vit.layers.2.mlp.fc1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_modules": ["qproj"]}, "'qproj' matches no layer.* Did you mean \"q_proj\""),
+        ({"target_modules": ["q_proj", "nonsense"]}, "'nonsense' matches no layer.*called: q_proj, k_proj"),
+        ({"target_modules": r".*\.q"}, "matches no layer"),
+        ({"target_modules": ["layernorm_before"]}, "is a LayerNorm; the layer kinds that can be adapted"),
+        ({"target_modules": ["attention"]}, "is a ViTAttention, a container of layers"),
+        ({"target_modules": ["fc1"], "layers_to_transform": [9]}, r"among layers_to_transform=\[9\]"),
+        ({"target_modules": ["fc1"], "modules_to_save": ["clasifier"]}, "no module is called 'clasifier'.* Did you mean \"classifier\""),
+        ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, r"\['q_proj'\] matches no layer"),
+    ],
+)
+def test_errors_name_the_remedy_and_change_nothing(vit, options, message):
+    model = copy.deepcopy(vit)
+    before = {n: (p, p.requires_grad) for n, p in model.named_parameters()}
+    with pytest.raises(TargetError, match=message):
+        get_peft_model(model, LoraConfig(**options))
+    assert [type(m) for m in model.modules()] == [type(m) for m in vit.modules()]
+    assert all(p is before[n][0] and p.requires_grad == before[n][1] for n, p in model.named_parameters())
+
+
+def test_the_output_projection_of_multihead_attention_is_refused_with_the_reason():
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(TargetError, match=r"out_proj, which is the output projection of nn\.MultiheadAttention"):
+        get_peft_model(model, LoraConfig(target_modules=["out_proj"]))
+    assert paths(model, target_modules="all-linear") == ["linear1", "linear2"]
+
+
+def test_a_replaced_forward_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].forward = lambda x: x
+    with pytest.raises(TargetError, match=r"the forward of this one Linear object was replaced"):
+        get_peft_model(model, LoraConfig(target_modules=["0"]))
+
+
+def test_accelerate_hooks_are_kept_and_the_adapter_runs():
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    seen = []
+
+    class Count(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(type(module).__name__)
+            return args, kwargs
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    add_hook_to_module(model[0], Count())
+    x = torch.randn(2, 4)
+    base = model(x)
+    peft = get_peft_model(model, LoraConfig(target_modules=["0"], init_lora_weights=False))
+    assert not torch.equal(peft(x), base) and len(seen) == 2
+    plain = peft.unload()
+    assert torch.equal(plain(x), base) and len(seen) == 3
+    remove_hook_from_module(plain[0])
+    assert torch.equal(plain(x), base) and len(seen) == 3
+
+
+def test_the_plan_prints_a_table(vit):
+    lines = str(plan(vit, LoraConfig(r=2, target_modules=["fc1"], modules_to_save=["classifier"]))).splitlines()
+    assert lines[0].split() == ["layer", "kind", "storage", "out", "×", "in", "parameters"]
+    assert lines[1].split() == ["vit.layers.0.mlp.fc1", "linear", "float", "24", "×", "16", "80"]
+    assert lines[-1].split() == ["total", str(3 * 80 + 34)]
+
+
+def test_swin_runs_and_trains():
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    model = get_peft_model(SwinForImageClassification(config), LoraConfig(r=2))
+    model(pixel_values=torch.randn(1, 3, 32, 32)).logits.sum().backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n.endswith("lora_B"))
+
+
+def test_a_layer_under_two_names_is_adapted_once():
+    shared = nn.Linear(3, 3)
+    model = nn.ModuleDict({"a": shared, "b": shared})
+    assert paths(model, target_modules=["a"]) == ["a"]
+    assert paths(model, target_modules=["a", "b"]) == ["a"]
+    assert paths(model, target_modules=["b"]) == ["b"]
