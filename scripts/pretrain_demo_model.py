@@ -2,10 +2,11 @@
 
 `veneer demo` must fine-tune a *pretrained* model without a network. A checkpoint from a hub could not be shipped under three megabytes, and a
 randomly initialised one would show nothing about adapters; so the model is made here, from the free fonts that matplotlib carries, in a few
-minutes on a CPU. It learns hundreds of letters of six scripts and never a digit: the demo then has something new to learn.
+minutes on a CPU. It learns hundreds of letters of six scripts and never a digit: the demo then has something new to learn. Training longer than
+the default makes better features, and an uninteresting demo: the card says what was measured.
 
 Every glyph is drawn once into a bank of grey pictures; each step draws its batch from the bank and distorts it on whole tensors
-(affine and elastic warps, stroke width, low resolution, contrast, inversion, blur, noise), which keeps the CPU busy with the model instead.
+(affine and elastic warps, stroke width, low resolution, contrast, inversion, noise), which keeps the CPU busy with the model instead.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 CANVAS = 32  # side of a glyph in the bank, of which the longest side of the letter takes 24
 IMAGE = 24  # side of the model's input
-PATCH = 4
+PATCH = 6
 SCRIPTS = {
     "LATIN": (0x41, 0x7A),
     "GREEK": (0x391, 0x3C9),
@@ -79,22 +80,27 @@ def open_font(name: str) -> tuple[ImageFont.FreeTypeFont, set[int]]:
 
 
 def distinct_letters() -> list[str]:
-    """List the letters to tell apart: those of `SCRIPTS` whose shape, at equal size, no earlier letter has (O and o, A and the Greek alpha)."""
+    """List the letters to tell apart: those of `SCRIPTS` whose shape, at equal size, no earlier letter and no digit's twin has.
+
+    So the small c goes, as C at equal size, and the Greek alpha as A, and every script's double of O with O.
+    """
     font, points = open_font("DejaVuSans")
     letters: list[str] = []
-    shapes: list[Tensor] = []
+    shapes = [unit for unit in (unit_shape(twin, font) for twin in sorted(DIGIT_TWINS)) if unit is not None]
     for low, high in SCRIPTS.values():
-        for point in range(low, high + 1):
-            letter = chr(point)
-            usable = unicodedata.category(letter) in ("Lu", "Ll", "Lo") and not unicodedata.decomposition(letter) and point in points
-            shape = draw(letter, font) if usable and letter not in DIGIT_TWINS else None
-            if shape is None:
-                continue
-            shape = shape.flatten() / shape.norm()
-            if not shapes or float((torch.stack(shapes) @ shape).max()) < 0.93:
+        for letter in map(chr, range(low, high + 1)):
+            usable = unicodedata.category(letter) in ("Lu", "Ll", "Lo") and not unicodedata.decomposition(letter) and ord(letter) in points
+            shape = unit_shape(letter, font) if usable else None
+            if shape is not None and float((torch.stack(shapes) @ shape).max()) < 0.93:
                 letters.append(letter)
                 shapes.append(shape)
     return letters
+
+
+def unit_shape(letter: str, font: ImageFont.FreeTypeFont) -> Tensor | None:
+    """Draw a letter as a vector of length one, so that a scalar product compares two."""
+    picture = draw(letter, font)
+    return None if picture is None else F.normalize(picture.flatten(), dim=0)
 
 
 def render(fonts: tuple[str, ...], letters: list[str]) -> Bank:
@@ -201,7 +207,10 @@ def build(letters: list[str]) -> ViTForImageClassification:
 
 
 def fit(model: ViTForImageClassification, bank: Bank, *, steps: int, batch_size: int, lr: float) -> None:
-    """Train with AdamW, a one-cycle learning rate and label smoothing."""
+    """Train with AdamW, a one-cycle learning rate and label smoothing.
+
+    Distortion grows from none to full over the first half: at full strength from the start, so small a transformer learns nothing for long.
+    """
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -212,7 +221,7 @@ def fit(model: ViTForImageClassification, bank: Bank, *, steps: int, batch_size:
     start = time.perf_counter()
     for step in range(steps):
         rows = torch.randint(len(bank.labels), (batch_size,))
-        logits = model(pixel_values=augment(bank.pictures[rows])).logits
+        logits = model(pixel_values=augment(bank.pictures[rows], min(1.0, 2 * step / steps))).logits
         loss = F.cross_entropy(logits, bank.labels[rows], label_smoothing=0.1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -230,7 +239,7 @@ def accuracy(model: ViTForImageClassification, bank: Bank, *, distorted: bool) -
     model.eval()
     correct = 0
     for pictures, labels in zip(bank.pictures.split(256), bank.labels.split(256), strict=True):
-        x = augment(pictures) if distorted else to_input(F.interpolate(pictures, size=(IMAGE, IMAGE), mode="bilinear", antialias=True))
+        x = augment(pictures) if distorted else to_input(shrink(pictures))
         correct += int((model(pixel_values=x).logits.argmax(-1) == labels).sum())
     return correct / len(bank.labels)
 
@@ -244,11 +253,11 @@ pipeline_tag: image-classification
 
 # A small vision transformer that knows letters
 
-`ViTForImageClassification`: {parameters:,} parameters, 24 × 24 pixels in patches of 4, 6 layers of width 128, 4 heads. It names {classes} letters
+`ViTForImageClassification`: {parameters:,} parameters, 24 × 24 pixels in patches of 6, 6 layers of width 128, 4 heads. It names {classes} letters
 of the Latin, Greek, Cyrillic, Armenian, Hebrew and Georgian scripts. Veneer ships it so that `veneer demo` and the tests have a pretrained
-model without a network. Upper and lower case with one shape at equal size (O and o) are one class, as are equal letters of two scripts.
+model without a network. Of letters with one shape at equal size (C and c, A and the Greek alpha) only the first is a class.
 
-**It has seen no digit**: only rendered letters. Letters drawn like a digit 3 were left out; O and l, which resemble 0 and 1, were not.
+**It has seen no digit**: only rendered letters. Letters drawn like one were left out: {twins}.
 
 ## How it was made
 
@@ -256,7 +265,7 @@ model without a network. Upper and lower case with one shape at equal size (O an
 {command}
 ```
 
-Random initialisation, {steps:,} steps of {batch_size} pictures, AdamW with peak learning rate {lr:g}, label smoothing 0.1, {seconds:.0f} s on {threads} CPU threads
+Random initialisation, {steps:,} steps of {batch_size} pictures, AdamW with peak learning rate {lr:g}, label smoothing 0.1, {seconds:.0f} s with {threads} CPU thread(s)
 (torch {torch}, {machine}). Drawn from the {fonts} training fonts ({glyphs:,} glyphs) and distorted: rotation, shear, scale, shift, elastic bend, stroke
 width, resampling through 7 to 14 pixels, contrast, inversion, noise. Equal seeds give equal weights on equal machines and thread counts.
 
@@ -264,6 +273,12 @@ width, resampling through 7 to 14 pixels, contrast, inversion, noise. Equal seed
 |---|---|
 | as drawn | {plain:.1%} |
 | distorted as in training | {distorted:.1%} |
+
+## Why no longer
+
+The model is meant to be adapted, so training stops early on purpose. Measured once with 4,500 steps (87 % of the held-out fonts' letters as
+drawn), a linear probe on the frozen features already names 98.6 % of a validation fifth of scikit-learn's digits, which leaves adapters next to
+nothing to show; with 400 steps LoRA itself reaches only 94 %. At 900 the probe has 95 % there and LoRA 99 %.
 
 ## Limits and licence
 
@@ -277,10 +292,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pretrain Veneer's bundled demo model on rendered letters.", allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the checkpoint, its preprocessor and its card to")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of every random draw (default: 0)")
-    parser.add_argument("--steps", type=int, default=1800, help="optimiser steps (default: 1800, about 20 minutes on two CPU cores)")
-    parser.add_argument("--batch-size", type=int, default=256, help="pictures per step (default: 256)")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate (default: 0.0015)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    parser.add_argument("--steps", type=int, default=900, help="optimiser steps (default: 900, about six minutes on one CPU core)")
+    parser.add_argument("--batch-size", type=int, default=128, help="pictures per step (default: 128)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 0.001)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; another number rounds differently (default: 1)")
     return parser.parse_args(arguments)
 
 
@@ -304,6 +319,7 @@ def main() -> None:
     card = CARD.format(
         parameters=model.num_parameters(),
         classes=len(letters),
+        twins=" ".join(sorted(DIGIT_TWINS)),
         command=" ".join(["python", "scripts/pretrain_demo_model.py", *(a if a != str(options.out) else "DIR" for a in sys.argv[1:])]),
         steps=options.steps,
         batch_size=options.batch_size,

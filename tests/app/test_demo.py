@@ -20,23 +20,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import veneer.vision
 from veneer.errors import DataError
 from veneer.vision import demo
+from veneer.vision.data import Split, load_labelled
 
 MODEL = Path(veneer.vision.__path__[0]) / "demo_model"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_demo_model.py"
 
 
-class Folder:
-    """The pictures of one part of the digits, as the demo's measurements want them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("*/*.png"))
-        self.labels = [int(path.parent.name) for path in self.paths]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index]).convert("RGB")
+def part(digits: Path, name: str) -> Split:
+    return load_labelled(digits / name, [str(digit) for digit in range(10)])[0]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +38,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_digits_are_all_there_and_split_as_documented(digits: Path) -> None:
     target = load_digits().target
     rows = dict(zip(("train", "test"), train_test_split(np.arange(1797), test_size=0.2, stratify=target, random_state=0), strict=True))
-    for part, members in rows.items():
-        paths = list((digits / part).glob("*/*.png"))
+    for name, members in rows.items():
+        paths = list((digits / name).glob("*/*.png"))
         assert {int(path.stem) for path in paths} == set(members.tolist())
         assert all(target[int(path.stem)] == int(path.parent.name) for path in paths)
         assert Counter(int(path.parent.name) for path in paths) == Counter(target[members].tolist())
@@ -99,9 +90,9 @@ def test_bundled_model_is_small_complete_and_knows_no_digit() -> None:
 
 def test_baselines_of_the_bundled_model(digits: Path) -> None:
     torch.set_num_threads(1)
-    neighbour, probe = demo.baseline_scores(MODEL, Folder(digits / "train"), Folder(digits / "test"))
-    assert NEIGHBOUR[0] < neighbour.accuracy < NEIGHBOUR[1]
-    assert PROBE[0] < probe.accuracy < PROBE[1]
+    neighbour, probe = demo.baseline_scores(MODEL, part(digits, "train"), part(digits, "test"))
+    assert 0.92 < neighbour.accuracy < 0.99
+    assert 0.91 < probe.accuracy < 0.98
     assert neighbour.total == probe.total == 360
     low, high = probe.interval
     assert low < probe.accuracy < high
@@ -110,8 +101,7 @@ def test_baselines_of_the_bundled_model(digits: Path) -> None:
 def test_frozen_features_leave_the_model_as_it_was_and_do_not_depend_on_the_batch(digits: Path) -> None:
     model = AutoModelForImageClassification.from_pretrained(MODEL).train()
     processor = AutoImageProcessor.from_pretrained(MODEL)
-    few = Folder(digits / "test")
-    few.paths = few.paths[:7]
+    few = part(digits, "test").take(range(7))
     one, all_at_once = (demo.frozen_features(model, processor, few, batch_size=n) for n in (1, 7))
     assert one.shape == (7, model.config.hidden_size)
     np.testing.assert_allclose(one, all_at_once, atol=1e-4)

@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from veneer.errors import DataError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from .data import Split
 
 PICTURES = 1797
 SIDE = 32  # the digits' 8 pixels, four times as large, so that a person can look at the files
@@ -30,16 +30,7 @@ SHOWN = 6
 
 # Found on a validation fifth of the training pictures, never on the held-out ones.
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"]}
-TRAINING = {"epochs": 20, "lr": 2e-3, "batch_size": 32}
-
-
-class Pictures(Protocol):
-    """What the measurements need of a split: labels and pictures by index, as `veneer.vision.data.Split` has them."""
-
-    labels: list[int]
-
-    def __len__(self) -> int: ...
-    def image(self, index: int) -> Image.Image: ...
+TRAINING = {"epochs": 20, "lr": 4e-3, "batch_size": 32}
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ def _write_pictures(folder: Path) -> None:
             picture.save(folder / part / str(digits.target[row]) / f"{row:04d}.png")
 
 
-def frozen_features(model: Any, processor: Any, split: Pictures, batch_size: int = 64) -> np.ndarray:
+def frozen_features(model: Any, processor: Any, split: Split, batch_size: int = 64) -> np.ndarray:
     """Return the class token after the final layer norm for every picture, `(len(split), hidden size)`; the model is not changed."""
     import torch
 
@@ -161,7 +152,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def baseline_scores(model_folder: Path, train: Pictures, test: Pictures) -> list[Score]:
+def baseline_scores(model_folder: Path, train: Split, test: Split) -> list[Score]:
     """Measure nearest neighbour and the linear probe on the frozen model's features."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 

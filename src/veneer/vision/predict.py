@@ -1,0 +1,141 @@
+"""Load a finished run, and name the classes of new pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import CONFIG_NAME, PeftConfig
+from ..errors import AdapterFileError, DataError
+from ..integrations import install
+from ..model import PeftModel
+from .batches import logits
+from .data import open_image
+from .finding import find_images
+from .models import load_model, load_processor
+from .pictures import UnreadableImage
+
+LABELS_NAME = "labels.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one picture, the likeliest first; or why it could not be read.
+
+    Args:
+        path: the picture's file.
+        top: (label, probability) pairs.
+        error: the reason if the picture could not be read.
+    """
+
+    path: Path
+    top: list[tuple[str, float]]
+    error: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The likeliest class."""
+        return self.top[0][0] if self.top else None
+
+    @property
+    def probability(self) -> float | None:
+        """Its probability."""
+        return self.top[0][1] if self.top else None
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with its adapter, image processor and label names, ready to answer."""
+
+    model: Any
+    processor: Any
+    labels: list[str]
+    batch_size: int = 64
+
+    def logits(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """(n, labels)."""
+        return logits(self.model, self.processor, pictures, self.batch_size)
+
+
+def adapter_directory(run: str | Path) -> Path:
+    """The adapter's folder in a run's folder; an adapter's folder is its own.
+
+    Raises:
+        AdapterFileError: neither.
+    """
+    run = Path(run)
+    for candidate in (run, run / "adapter"):
+        if (candidate / CONFIG_NAME).is_file():
+            return candidate
+    if not run.exists():
+        raise AdapterFileError(f"there is no run {run}; `veneer train` prints the name of the folder it made")
+    raise AdapterFileError(f"{run} holds no finished adapter (no {CONFIG_NAME}, nor one in adapter/); train to the end, or resume the run")
+
+
+def load_classifier(run: str | Path, *, device: str | None = None) -> Classifier:
+    """Load a run, or an adapter's folder, with nothing but what the folder and its base model hold.
+
+    Raises:
+        AdapterFileError: a folder without adapter or labels, or an adapter of another model.
+    """
+    install()
+    directory = adapter_directory(run)
+    labels_file = directory / LABELS_NAME
+    if not labels_file.is_file():
+        raise AdapterFileError(f"{directory} has no {LABELS_NAME}, so the classes have no names; it is not an adapter that `veneer train` made")
+    labels = json.loads(labels_file.read_text(encoding="utf-8"))
+    base = PeftConfig.read(directory).base_model_name_or_path
+    if not base:
+        raise AdapterFileError(f"{directory / CONFIG_NAME} does not name the base model; add base_model_name_or_path")
+    model = PeftModel.from_pretrained(load_model(base, labels), directory).eval()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Classifier(model.to(device), load_processor(directory), labels)
+
+
+def predict(run: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 3, device: str | None = None) -> list[Prediction]:
+    """Name the classes of pictures.
+
+    Args:
+        run: a run's folder, or an adapter's.
+        images: files, folders and glob patterns.
+        top: how many classes to give for each.
+
+    Raises:
+        DataError: no picture at all, or none that can be read.
+        AdapterFileError: the run cannot be loaded.
+    """
+    patterns = [images] if isinstance(images, (str, Path)) else list(images)
+    paths = find_images([str(p) for p in patterns])
+    classifier = load_classifier(run, device=device)
+    answers = [p for batch in _batches(paths, classifier.batch_size) for p in _answer(classifier, batch, top)]
+    if all(a.error for a in answers):
+        raise DataError(f"none of the {len(answers)} files is a picture that can be read; the first, {answers[0].path}: {answers[0].error}")
+    return answers
+
+
+def _batches(paths: list[Path], size: int) -> Iterator[list[Path]]:
+    return (paths[i : i + size] for i in range(0, len(paths), size))
+
+
+def _answer(classifier: Classifier, paths: list[Path], top: int) -> list[Prediction]:
+    pictures: dict[Path, Image.Image] = {}
+    errors: dict[Path, str] = {}
+    for path in paths:
+        try:
+            pictures[path] = open_image(path)
+        except UnreadableImage as e:
+            errors[path] = e.reason
+    probabilities = dict(zip(pictures, classifier.logits(list(pictures.values())).softmax(-1) if pictures else [], strict=True))
+    return [Prediction(p, [], errors[p]) if p in errors else Prediction(p, _top(probabilities[p], classifier.labels, top)) for p in paths]
+
+
+def _top(probabilities: Tensor, labels: list[str], k: int) -> list[tuple[str, float]]:
+    values, indices = probabilities.topk(min(k, len(labels)))
+    return [(labels[i], v) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
