@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import veneer.vision
 from veneer.errors import DataError
 from veneer.vision import demo
-from veneer.vision.data import Split, load_labelled
+from veneer.vision.data import Split, load_labelled, open_image
 
 MODEL = Path(veneer.vision.__path__[0]) / "demo_model"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "pretrain_demo_model.py"
@@ -43,7 +43,7 @@ def test_digits_are_all_there_and_split_as_documented(digits: Path) -> None:
         assert {int(path.stem) for path in paths} == set(members.tolist())
         assert all(target[int(path.stem)] == int(path.parent.name) for path in paths)
         assert Counter(int(path.parent.name) for path in paths) == Counter(target[members].tolist())
-    assert {Image.open(path).size for path in digits.glob("test/0/*.png")} == {(32, 32)}
+    assert {open_image(path).size for path in digits.glob("test/0/*.png")} == {(32, 32)}
 
 
 def test_digits_written_twice_are_the_same_bytes_and_an_existing_folder_is_left_alone(digits: Path, tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_bundled_model_is_small_complete_and_knows_no_digit() -> None:
 def test_baselines_of_the_bundled_model(digits: Path) -> None:
     torch.set_num_threads(1)
     neighbour, probe = demo.baseline_scores(MODEL, part(digits, "train"), part(digits, "test"))
-    assert 0.92 < neighbour.accuracy < 0.99
-    assert 0.91 < probe.accuracy < 0.98
+    assert 0.92 < neighbour.accuracy < 0.98
+    assert 0.94 < probe.accuracy < 0.99
     assert neighbour.total == probe.total == 360
     low, high = probe.interval
     assert low < probe.accuracy < high

@@ -10,26 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import ImageData, load_data
-    from .evaluate import Evaluation, evaluate
+    from .evaluation import Evaluation, evaluate
     from .models import demo_model_path
-    from .predict import Prediction, predict
+    from .prediction import Prediction, predict
     from .settings import TrainSettings
-    from .train import RunResult, train
+    from .training import RunResult, train
 
 _HOME = {
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "ImageData": "data",
-    "Prediction": "predict",
-    "RunResult": "train",
+    "Prediction": "prediction",
+    "RunResult": "training",
     "TrainSettings": "settings",
     "demo_model_path": "models",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_data": "data",
-    "predict": "predict",
-    "train": "train",
+    "predict": "prediction",
+    "train": "training",
 }
 
-__all__ = ["Evaluation", "ImageData", "Prediction", "RunResult", "TrainSettings", "demo_model_path", "evaluate", "load_data", "predict", "train"]
+__all__ = [
+    "Evaluation",
+    "ImageData",
+    "Prediction",
+    "RunResult",
+    "TrainSettings",
+    "demo_model_path",
+    "evaluate",
+    "load_data",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,9 @@ class Augment:
         x0 = cx - cos * cx - sin * cy + shift_x * width
         y0 = cy + sin * cx - cos * cy + shift_y * height
         border = picture.getpixel((0, 0))
-        moved = picture.transform(picture.size, Image.Transform.AFFINE, (cos, sin, x0, -sin, cos, y0), Image.Resampling.BILINEAR, fillcolor=border)
+        moved = picture.transform(
+            picture.size, Image.Transform.AFFINE, (cos, sin, x0, -sin, cos, y0), Image.Resampling.BILINEAR, fillcolor=border
+        )
         return moved.resize(self.size[::-1], Image.Resampling.BILINEAR)
 
     def _standard(self, picture: Image.Image) -> Image.Image:

@@ -28,7 +28,9 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    model: str = Field("google/vit-base-patch16-224-in21k", description="the pretrained model: a name on the hub, a folder, or 'demo' for the bundled one")
+    model: str = Field(
+        "google/vit-base-patch16-224-in21k", description="the pretrained model: a name on the hub, a folder, or 'demo' for the bundled one"
+    )
     method: str = Field("lora", description="how to adapt it")
     name: str | None = Field(None, description="the run's name; by default DATA-METHOD-NUMBER")
     output: Path = Field(Path("runs"), description="the folder that runs are put in")
@@ -128,7 +130,9 @@ def resolve(given: Mapping[str, Any], *, file: str | Path | None = None, given_f
         settings = TrainSettings(**{n: values[n] for n in own})
     except ValidationError as e:
         first = e.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r} ({origins[str(first['loc'][0])]})") from None
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r} ({origins[str(first['loc'][0])]})"
+        ) from None
     resolved = Resolved(settings, checked, origins)
     resolved.adapter_config()
     return resolved

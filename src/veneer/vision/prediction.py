@@ -89,7 +89,9 @@ def load_classifier(run: str | Path, *, device: str | None = None) -> Classifier
     directory = adapter_directory(run)
     labels_file = directory / LABELS_NAME
     if not labels_file.is_file():
-        raise AdapterFileError(f"{directory} has no {LABELS_NAME}, so the classes have no names; it is not an adapter that `veneer train` made")
+        raise AdapterFileError(
+            f"{directory} has no {LABELS_NAME}, so the classes have no names; it is not an adapter that `veneer train` made"
+        )
     labels = json.loads(labels_file.read_text(encoding="utf-8"))
     base = PeftConfig.read(directory).base_model_name_or_path
     if not base:

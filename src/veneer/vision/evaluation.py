@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .data import Skipped, Split, load_labelled
-from .predict import Classifier, load_classifier
+from .prediction import Classifier, load_classifier
 from .statistics import wilson_interval
 
 

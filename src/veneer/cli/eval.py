@@ -1,0 +1,42 @@
+"""`veneer eval`: accuracy of a finished run on labelled pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """A run, labelled pictures, and where the report goes."""
+    parser.add_argument("run_directory", metavar="RUN", help="a run's folder, or an adapter's")
+    parser.add_argument("data", help="labelled pictures, in any form that `veneer train` reads")
+    parser.add_argument("--output", metavar="FOLDER", help="write the per-class table and the confusion matrix into this folder")
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default a GPU if there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, and print."""
+    from pathlib import Path
+
+    from ..vision.evaluation import evaluate
+    from ..vision.quiet import quieten
+    from ..vision.report import per_class_table, write_report
+
+    quieten(args.verbose)
+    found = evaluate(args.run_directory, args.data, device=args.device)
+    if args.output:
+        write_report(found, Path(args.output))
+        print(f"report in {args.output}", file=sys.stderr)
+    for s in found.skipped:
+        print(f"left out: {s.source}: {s.reason}", file=sys.stderr)
+    if args.json:
+        print(
+            json.dumps(found.metrics() | {"classes": found.per_class(), "skipped": [s.source for s in found.skipped]}, ensure_ascii=False)
+        )
+        return 0
+    low, high = found.interval
+    print(per_class_table(found))
+    print(f"\naccuracy {found.accuracy:.1%} (95 % interval {low:.1%} – {high:.1%}, {found.total} pictures)")
+    return 0

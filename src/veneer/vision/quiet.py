@@ -1,0 +1,26 @@
+"""Keep other libraries' chatter off a person's terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+
+def quieten(verbose: bool = False) -> None:
+    """Show Veneer's own notes, and of other libraries errors only; with `verbose`, everything."""
+    logger = logging.getLogger("veneer")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
+        logger.propagate = False
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()

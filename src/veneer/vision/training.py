@@ -1,0 +1,255 @@
+"""Fine-tune an image classifier on one's own pictures: data → model → adapter → Trainer → report → proof.
+
+The work is `transformers.Trainer`'s, unchanged, so accelerate, torchrun, mixed precision, accumulation, checkpoints, resume and trackers come with it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..disk import write_atomically
+from ..errors import ConfigError, StateError, VeneerError
+from ..integrations import install
+from ..model import PeftModel, get_peft_model
+from .augment import Augment
+from .batches import PictureSet
+from .data import ImageData, load_data
+from .evaluation import Evaluation, evaluate_split
+from .models import image_size, load_model, load_processor
+from .prediction import LABELS_NAME, Classifier
+from .proof import prove
+from .report import write_report
+from .runs import METRICS_NAME, Run, create, reopen
+from .settings import Resolved, resolve
+
+logger = logging.getLogger("veneer")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Args:
+        directory: its folder.
+        metrics: what `metrics.json` holds.
+        labels: class names.
+        evaluation: on the test part if there is one, else on the validation part.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    labels: list[str]
+    evaluation: Evaluation
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of the adapter."""
+        return Run(self.directory).adapter
+
+
+def train(data: str | Path, *, config: str | Path | None = None, quiet: bool = False, **settings: Any) -> RunResult:
+    """Fine-tune an image classifier.
+
+    Args:
+        data: a folder of class folders, of train/val/test folders, a CSV or Parquet table, a data set's name or folder.
+        config: a YAML file of settings.
+        quiet: say nothing while training.
+        settings: fields of `TrainSettings` and of the method's configuration, such as `method="lora", r=16, epochs=5`.
+
+    Raises:
+        DataError: pictures or labels that cannot be trained on.
+        ConfigError: an unknown setting, a bad value, or a model that cannot be loaded.
+        StateError: the run did not prove itself; its folder says so.
+    """
+    resolved = resolve(settings, file=config, given_from="argument")
+    return start(str(data), resolved, quiet=quiet)
+
+
+def start(data: str, resolved: Resolved, *, quiet: bool = False) -> RunResult:
+    """Begin a new run with resolved settings."""
+    pictures = _load(data, resolved)
+    model = load_model(resolved.settings.model, pictures.labels)
+    return _carry_out(lambda: create(resolved, data), resolved, pictures, model, quiet=quiet)
+
+
+def resume(directory: str | Path, *, quiet: bool = False) -> RunResult:
+    """Continue an interrupted run from its last checkpoint, with its own settings."""
+    run, data, resolved = reopen(Path(directory))
+    pictures = _load(data, resolved)
+    return _carry_out(lambda: run, resolved, pictures, load_model(resolved.settings.model, pictures.labels), quiet=quiet)
+
+
+def _load(data: str, resolved: Resolved) -> ImageData:
+    from transformers import set_seed
+
+    s = resolved.settings
+    set_seed(s.seed)
+    return load_data(data, seed=s.seed, val_fraction=s.val_fraction, image_column=s.image_column, label_column=s.label_column)
+
+
+def _carry_out(open_run: Any, resolved: Resolved, data: ImageData, base: Any, *, quiet: bool) -> RunResult:
+    install()
+    s = resolved.settings
+    processor = load_processor(s.model)
+    torch.manual_seed(s.seed)
+    config = resolved.adapter_config()
+    config.base_model_name_or_path = s.model if s.model == "demo" or not Path(s.model).exists() else str(Path(s.model).resolve())
+    model = get_peft_model(base, config)
+    run: Run = open_run()
+    try:
+        return _train(run, resolved, data, model, processor, quiet=quiet)
+    except KeyboardInterrupt:
+        run.set_status("interrupted", resume=f"veneer train --resume {run.directory}")
+        raise
+    except Exception as e:
+        run.set_status("failed", reason=str(e) if isinstance(e, VeneerError) else repr(e))
+        raise
+
+
+def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, processor: Any, *, quiet: bool) -> RunResult:
+    from transformers import EarlyStoppingCallback, Trainer
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from .progress import Progress
+
+    s = resolved.settings
+    trainable, total = model.get_nb_trainable_parameters()
+    run.event("data", origin=data.origin, train=len(data.train), val=len(data.val), test=len(data.test or []), classes=len(data.labels))
+    run.write_json("skipped.json", [{"source": x.source, "reason": x.reason} for x in data.skipped])
+    if not quiet:
+        _announce(run, resolved, data, trainable, total)
+    size = image_size(processor)
+    callbacks: list[Any] = [Progress(run, quiet=quiet)]
+    if s.patience:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=s.patience))
+    trainer = Trainer(
+        model,
+        _arguments(run, resolved, len(data.train)),
+        train_dataset=PictureSet(data.train, processor, Augment(s.augment, size)),
+        eval_dataset=PictureSet(data.val, processor),
+        compute_metrics=lambda p: {"accuracy": float((np.argmax(p.predictions, -1) == p.label_ids).mean())},
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(_printer())
+    began = time.perf_counter()
+    last = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.perf_counter() - began
+    return _finish(run, data, trainer, model, processor, {"seconds": seconds, "trainable": trainable, "parameters": total}, quiet=quiet)
+
+
+def _announce(run: Run, resolved: Resolved, data: ImageData, trainable: int, total: int) -> None:
+    s = resolved.settings
+    test = f", {len(data.test)} to test" if data.test else ""
+    print(
+        f"{data.origin}: {len(data.labels)} classes, {len(data.train)} pictures to train, {len(data.val)} to validate{test}",
+        file=sys.stderr,
+    )
+    if data.skipped:
+        first = data.skipped[0]
+        print(
+            f"{len(data.skipped)} files left out, such as {first.source} ({first.reason}); {run.directory / 'skipped.json'} lists them",
+            file=sys.stderr,
+        )
+    print(
+        f"{s.method} on {s.model}: {trainable:,} of {total:,} parameters train ({100 * trainable / total:.2f} %); run {run.directory}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _arguments(run: Run, resolved: Resolved, pictures: int) -> Any:
+    from transformers import TrainingArguments
+
+    s = resolved.settings
+    precision = choose_precision(s.precision)
+    steps = max(1, -(-pictures // (s.batch_size * s.accumulate))) * s.epochs
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=s.epochs,
+        per_device_train_batch_size=s.batch_size,
+        per_device_eval_batch_size=s.eval_batch_size,
+        gradient_accumulation_steps=s.accumulate,
+        learning_rate=s.learning_rate,
+        weight_decay=s.weight_decay,
+        optim="adamw_torch",
+        lr_scheduler_type="cosine",
+        warmup_steps=int(s.warmup * steps),
+        label_smoothing_factor=s.label_smoothing,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        seed=s.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
+        greater_is_better=True,
+        report_to=s.trackers or "none",
+        run_name=run.directory.name,
+        dataloader_num_workers=s.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+def choose_precision(wanted: str) -> str:
+    """ "fp32", "bf16" or "fp16" for this device; "auto" takes bf16 where the hardware multiplies it fast."""
+    if wanted != "auto":
+        if wanted == "fp16" and not torch.cuda.is_available():
+            raise ConfigError("precision: fp16 needs a GPU; use auto, fp32 or bf16")
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def _printer() -> Any:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _finish(run: Run, data: ImageData, trainer: Any, model: PeftModel, processor: Any, facts: dict[str, Any], *, quiet: bool) -> RunResult:
+    """Write adapter, metrics and report of the best weights, and let the run prove itself."""
+    if trainer.is_world_process_zero():
+        model.save_pretrained(run.adapter)
+        processor.save_pretrained(run.adapter)
+        write_atomically(run.adapter, {LABELS_NAME: (json.dumps(data.labels, indent=2, ensure_ascii=False) + "\n").encode()})
+    classifier = Classifier(model.eval(), processor, data.labels, trainer.args.per_device_eval_batch_size)
+    parts = {"val": evaluate_split(classifier, data.val)}
+    if data.test is not None:
+        parts["test"] = evaluate_split(classifier, data.test)
+    metrics = {f"{name}_{key}": value for name, e in parts.items() for key, value in e.metrics().items()} | facts
+    metrics |= {
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "best_checkpoint": Path(trainer.state.best_model_checkpoint or "").name,
+    }
+    shown = parts.get("test", parts["val"])
+    if trainer.is_world_process_zero():
+        run.write_json(METRICS_NAME, metrics)
+        write_report(shown, run.directory)
+        _prove(run, model, processor, data, quiet=quiet)
+    return RunResult(run.directory, metrics, data.labels, shown)
+
+
+def _prove(run: Run, model: PeftModel, processor: Any, data: ImageData, *, quiet: bool) -> None:
+    proved, sentence = prove(model, processor, run.adapter, data.val)
+    run.event("proved" if proved else "not proved", sentence=sentence)
+    if not proved:
+        raise StateError(f"{run.directory} is not finished: {sentence}. Its checkpoints are kept; please report this")
+    run.set_status("finished", proof=sentence)
+    if not quiet:
+        print(sentence, file=sys.stderr, flush=True)
