@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+# Threads that spin at OpenMP's barriers measure the machine's other load.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import transformers
@@ -112,7 +116,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
         for i in range(args.repeats + 2):
             for side in ratios:
                 reference = clock(lambda: step(base, pixels), cuda)
-                took = clock(lambda side=side: step(sides[side], pixels), cuda)
+                took = clock(lambda model=sides[side]: step(model, pixels), cuda)
                 if i >= 2:
                     ratios[side].append(took / reference)
         for side, values in ratios.items():

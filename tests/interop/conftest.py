@@ -82,17 +82,32 @@ def hub() -> Iterator[Hub]:
             path = self.path.partition("?")[0]
             if found := re.fullmatch(r"/api/models/(.+?)/tree/.*", path):
                 files = state.repos[found[1]]
-                return self.answer([{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()])
+                return self.answer(
+                    [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in files.items()]
+                )
             if found := re.fullmatch(r"/api/models/(.+?)(/revision/.*)?", path):
                 if found[1] not in state.repos:
-                    return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
+                    return self.answer(
+                        {"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found"
+                    )
                 siblings = [{"rfilename": p} for p in state.repos[found[1]]]
-                return self.answer({"id": found[1], "modelId": found[1], "sha": state.sha(found[1]), "siblings": siblings, "private": state.private[found[1]], "tags": []})
+                return self.answer(
+                    {
+                        "id": found[1],
+                        "modelId": found[1],
+                        "sha": state.sha(found[1]),
+                        "siblings": siblings,
+                        "private": state.private[found[1]],
+                        "tags": [],
+                    }
+                )
             if found := re.fullmatch(r"/(.+?)/resolve/[^/]+/(.+)", path):
                 content = state.repos.get(found[1], {}).get(found[2])
                 if content is None:
                     return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
-                return self.answer(content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=state.sha(found[1]), Accept_Ranges="bytes")
+                return self.answer(
+                    content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', X_Repo_Commit=state.sha(found[1]), Accept_Ranges="bytes"
+                )
             return self.answer({"error": f"no such address: {path}"}, 404)
 
         do_HEAD = do_GET

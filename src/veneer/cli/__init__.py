@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
-from ..errors import ConfigError, DataError, VeneerError
+from ..errors import ConfigError, DataError, VeneerError, suggest
 
 COMMANDS = {
     "train": "fine-tune a pretrained model on pictures",
@@ -31,7 +31,7 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"veneer {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
         if name in argv:
             module = import_module(f".{name}", __name__)
             module.add_arguments(command, argv)
@@ -44,9 +44,14 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Before torch is imported: on a busy machine, threads that spin at OpenMP's barriers make small operations many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--verbose" in argv or bool(os.environ.get("VENEER_DEBUG"))
     try:
-        args = parser(argv).parse_args(argv)
+        top = parser(argv)
+        args, unknown = top.parse_known_args(argv)
+        if unknown:
+            raise ConfigError(_unknown(top, args.command, unknown[0]))
         return int(args.run(args) or 0)
     except VeneerError as e:
         if debug:
@@ -59,3 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _unknown(top: argparse.ArgumentParser, command: str, argument: str) -> str:
+    """What to say of an argument that a command does not have."""
+    commands = next(a for a in top._actions if isinstance(a, argparse._SubParsersAction))
+    flags = [f for a in commands.choices[command]._actions for f in a.option_strings]
+    name = argument.partition("=")[0]
+    return f"{command} has no argument {name}.{suggest(name, flags)} `veneer {command} --help` lists them."

@@ -37,9 +37,9 @@ SETTINGS: dict[str, Any] = {
     "target_modules": ["q_proj", "v_proj"],
     "learning_rate": 4e-3,
     "batch_size": 32,
+    "workers": 1,
     "patience": 0,
     "augment": "light",
-    "val_fraction": 0.1,
     "precision": "fp32",
 }
 
@@ -177,7 +177,7 @@ def scores_table(scores: Iterable[Score]) -> Any:
     return table
 
 
-def run_demo(root: str | Path = "veneer-demo", *, seed: int = 0, epochs: float = 20) -> list[Score]:
+def run_demo(root: str | Path = "veneer-demo", *, seed: int = 0, epochs: float = 15) -> list[Score]:
     """Write the digits under `root`, measure the baselines, train LoRA, reload the adapter from disk and name a few held-out digits.
 
     Args:

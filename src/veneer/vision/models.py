@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .network import hub_reachable
 
 DEMO = "demo"
 
@@ -41,8 +42,11 @@ def load_processor(name: str | Path) -> Any:
 
 
 def _from_pretrained(cls: Any, name: str, **options: Any) -> Any:
+    place = source(name)
+    if not Path(place).is_dir() and not hub_reachable():
+        options["local_files_only"] = True
     try:
-        return cls.from_pretrained(source(name), **options)
+        return cls.from_pretrained(place, **options)
     except (OSError, ValueError) as e:
         first = " ".join(str(e).strip().splitlines()[0].split()) if str(e).strip() else type(e).__name__
         raise ConfigError(

@@ -6,7 +6,6 @@ the bytes go through `pictures` like every other file. The data set stays memory
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from veneer.errors import DataError
 
 from ..finding import missing
+from ..network import hub_reachable
 from ..splits import part_of
 from .found import Found, Pictures, Rows, Several, Skipped, class_name
 from .tables import choose_columns, read_part
@@ -94,19 +94,19 @@ def read_hub(name: str, image_column: str | None, label_column: str | None) -> F
     # "csv" and the like name loaders, which would read whatever lies in the working directory.
     if name in getattr(packaged_modules, "_PACKAGED_DATASETS_MODULES", {}):
         raise DataError(nothing)
+    reachable = hub_reachable()
+    config = None if reachable else datasets.DownloadConfig(local_files_only=True, max_retries=0)
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name, download_config=config)
     except Exception as error:
-        offline = " HF_HUB_OFFLINE is set, so only the local cache was searched." if _offline() else ""
+        offline = (
+            "" if reachable else " The hub cannot be reached from here (or HF_HUB_OFFLINE is set), so only the local cache was searched."
+        )
         raise DataError(
             f'{nothing} Nor could a data set "{name}" be loaded from the Hugging Face hub: {_first_line(error)}.{offline} '
             "Correct the path, or the data set's name."
         ) from error
     return _read(loaded, name, Path.cwd(), image_column, label_column)
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _first_line(error: Exception) -> str:
