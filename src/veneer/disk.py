@@ -11,6 +11,8 @@ from typing import Any
 
 from .errors import AdapterFileError, suggest
 
+HUB_ARGUMENTS = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
+
 
 def write_atomically(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write files into a directory so that a crash leaves each either whole or as it was.
@@ -67,6 +69,9 @@ def locate(source: str | os.PathLike[str], *, subfolder: str | None = None, **hu
     Raises:
         AdapterFileError: neither a directory nor a repository that can be read.
     """
+    wrong = sorted(set(hub) - HUB_ARGUMENTS)
+    if wrong:
+        raise TypeError(f"unexpected argument {wrong[0]!r}.{suggest(wrong[0], HUB_ARGUMENTS)}")
     path = Path(source)
     if not path.is_dir():
         path = _download(str(source), subfolder, hub)
@@ -77,10 +82,6 @@ def _download(repo: str, subfolder: str | None, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    allowed = {"revision", "token", "cache_dir", "force_download", "local_files_only"}
-    wrong = sorted(set(hub) - allowed)
-    if wrong:
-        raise TypeError(f"unexpected argument {wrong[0]!r}.{suggest(wrong[0], allowed)}")
     base = f"{subfolder}/" if subfolder else ""
     try:
         return Path(snapshot_download(repo, allow_patterns=[base + "*.safetensors", base + "*.json"], **hub))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .errors import StateError, suggest
 from .layers import AdaptedLayer, Adapter, SavedModule, Swapped, adapt, restore, save_module
+from .layers.fused import hold_open, release
 from .planning import Plan
 
 RECORD = "_veneer_record"
@@ -28,6 +29,7 @@ class Record:
     active: tuple[str, ...] = ()
     trainable: set[str] = field(default_factory=set)
     first_biases: dict[str, Tensor] = field(default_factory=dict)
+    fused: dict[str, int] = field(default_factory=dict)
 
 
 def record(model: nn.Module) -> Record:
@@ -76,6 +78,7 @@ def attach(model: nn.Module, plan: Plan, name: str, *, autocast_adapter_dtype: b
         module = save_module(model.get_submodule(path), name)
         module.veneer[name].requires_grad_(False)
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
+    note.fused |= hold_open(model)
     note.plans[name] = plan
 
 
@@ -144,6 +147,7 @@ def detach(model: nn.Module) -> nn.Module:
     _set_biases(model, note.first_biases)
     for holder in list(holders(model)):
         restore(holder)
+    release(model, note.fused)
     for name, p in model.named_parameters():
         p.requires_grad_(note.required_grad[name])
     del model.__dict__[RECORD]

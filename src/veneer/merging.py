@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .errors import StateError
 from .inject import activate, adapted_layers, detach, record, saved_modules
@@ -31,12 +32,13 @@ def merged_matrix(layer: AdaptedLayer) -> Tensor:
     return total
 
 
-def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = True, safe: bool = False) -> None:
+def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = True, safe: bool = False, progress: bool = False) -> None:
     """Write the active adapters into the weights.
 
     Args:
         names: merge exactly these instead of the active ones; they become the active ones.
         keep: keep the originals, so that `unmerge` can restore them.
+        progress: show a bar.
         safe: look for NaN and infinities in every merged weight first, and merge none if there are any.
 
     Raises:
@@ -53,7 +55,7 @@ def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = 
             if not bool(merged_matrix(layer).isfinite().all()):
                 raise StateError(f"merging would write NaN or infinite numbers into {path}; nothing was merged")
     shared = _owners(model)
-    for path, layer in layers:
+    for path, layer in tqdm(layers, desc="merging", unit="layer", disable=not progress):
         matrix = merged_matrix(layer)
         weight = layer.weight
         assert isinstance(weight, nn.Parameter)
@@ -77,10 +79,10 @@ def unmerge(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def merge_and_unload(model: nn.Module, *, names: Sequence[str] | None = None, safe: bool = False) -> nn.Module:
+def merge_and_unload(model: nn.Module, *, names: Sequence[str] | None = None, safe: bool = False, progress: bool = False) -> nn.Module:
     """Merge for good: the model with the adapters in its weights, saved modules in place, and no trace of Veneer."""
     unmerge(model)
-    merge(model, names=names, keep=False, safe=safe)
+    merge(model, names=names, keep=False, safe=safe, progress=progress)
     for _, module in saved_modules(model):
         if module.veneer_active:
             _copy_values(module, module.veneer[module.veneer_active[-1]])

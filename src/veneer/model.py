@@ -229,13 +229,13 @@ class PeftModel(nn.Module):
         """The base model with the active adapters (or the named ones) in its weights and without Veneer.
 
         Args:
-            progressbar: accepted for compatibility; a merge takes less time than a bar is worth.
+            progressbar: show how far it is.
             safe_merge: refuse to write NaN or infinite numbers.
 
         Raises:
             StateError: the merged weights would not be finite; the model is as it was.
         """
-        return merging.merge_and_unload(self.get_base_model(), names=adapter_names, safe=safe_merge)
+        return merging.merge_and_unload(self.get_base_model(), names=adapter_names, safe=safe_merge, progress=progressbar)
 
     def unload(self) -> nn.Module:
         """The untouched base model."""

@@ -126,3 +126,14 @@ def test_a_terminal_gets_a_bar_with_the_time_left(shapes, small_model, tmp_path)
     os.close(main)
     assert process.returncode == 0 and b"validation accuracy" in out
     assert b"training" in seen and b"steps," in seen and b"left" in seen
+
+
+def test_torchrun_makes_one_run(shapes, small_model, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "veneer", "train"]
+    command = [*launch, str(shapes), "--model", str(small_model), "--epochs", "1", "--batch-size", "8", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["shapes-lora-1"]
+    events = [json.loads(line)["event"] for line in (tmp_path / "runs" / "shapes-lora-1" / "events.jsonl").read_text().splitlines()]
+    assert events == ["running", "data", "train", "log", "evaluate", "saved", "trained", "proved", "finished"]
+    assert json.loads(done.stdout)["metrics"]["steps"] == 2

@@ -102,6 +102,11 @@ def test_a_place_that_is_not_there(source, tmp_path, monkeypatch):
         PeftModel.from_pretrained(base(), source)
 
 
+def test_an_argument_that_does_not_exist_is_refused(saved):
+    with pytest.raises(TypeError, match='unexpected argument .revison..* Did you mean "revision"'):
+        PeftModel.from_pretrained(base(), saved, revison="main")
+
+
 def test_saving_over_a_file_is_refused(saved, tmp_path):
     (tmp_path / "plain").write_text("x")
     with pytest.raises(AdapterFileError, match="is a file"):

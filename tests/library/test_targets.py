@@ -140,3 +140,19 @@ def test_a_layer_under_two_names_is_adapted_once():
     assert paths(model, target_modules=["a"]) == ["a"]
     assert paths(model, target_modules=["a", "b"]) == ["a"]
     assert paths(model, target_modules=["b"]) == ["b"]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_fused_path_of_transformer_encoders_does_not_pass_by_the_adapters(layers):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    base = (nn.TransformerEncoder(layer, layers) if layers > 1 else layer).eval().requires_grad_(False)
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        plain = base(x)
+        model = get_peft_model(base, LoraConfig(r=2, target_modules=["linear1", "linear2"], init_lora_weights=False)).eval()
+        adapted = model(x)
+        assert not torch.allclose(adapted, plain, atol=1e-3)
+        model.merge_adapter()
+        torch.testing.assert_close(model(x), adapted)
+        assert torch.equal(model.unload()(x), plain)
+    assert all(m.activation_relu_or_gelu == 1 for m in base.modules() if isinstance(m, nn.TransformerEncoderLayer))

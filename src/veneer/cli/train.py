@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     quieten(args.verbose)
     result = training.resume(args.resume, quiet=args.json) if resolved is None else training.start(args.data, resolved, quiet=args.json)
-    return _print(result, as_json=args.json)
+    return _print(result, as_json=args.json) if int(os.environ.get("RANK", 0)) == 0 else 0
 
 
 def _print(result: Any, *, as_json: bool) -> int:

@@ -23,8 +23,10 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.start = time.perf_counter()
+        if not state.is_world_process_zero:
+            return
         self.run.event("train", steps=state.max_steps, epochs=args.num_train_epochs, device=str(args.device))
-        if not self.quiet and sys.stderr.isatty() and state.is_world_process_zero:
+        if not self.quiet and sys.stderr.isatty():
             self._open_bar(state)
 
     def _open_bar(self, state: Any) -> None:
@@ -51,14 +53,14 @@ class Progress(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         values = dict(logs or {})
         self.loss = values.get("loss", self.loss)
-        if "loss" in values:
+        if "loss" in values and state.is_world_process_zero:
             self.run.event("log", step=state.global_step, **values)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not metrics or "eval_accuracy" not in metrics or state.global_step == 0:
+        if not metrics or "eval_accuracy" not in metrics or state.global_step == 0 or not state.is_world_process_zero:
             return
         self.run.event("evaluate", step=state.global_step, **metrics)
-        if self.quiet or not state.is_world_process_zero:
+        if self.quiet:
             return
         spent = time.perf_counter() - self.start
         left = spent * (state.max_steps - state.global_step) / max(1, state.global_step)
@@ -71,11 +73,13 @@ class Progress(TrainerCallback):
             print(line, file=sys.stderr, flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.run.event("saved", step=state.global_step)
+        if state.is_world_process_zero:
+            self.run.event("saved", step=state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
-        self.run.event("trained", step=state.global_step, best=state.best_metric, best_checkpoint=state.best_model_checkpoint)
+        if state.is_world_process_zero:
+            self.run.event("trained", step=state.global_step, best=state.best_metric, best_checkpoint=state.best_model_checkpoint)
 
     def close(self) -> None:
         """Take the bar away."""

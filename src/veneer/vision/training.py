@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +106,41 @@ def _carry_out(open_run: Any, resolved: Resolved, data: ImageData, base: Any, *,
     config = resolved.adapter_config()
     config.base_model_name_or_path = s.model if s.model == "demo" or not Path(s.model).exists() else str(Path(s.model).resolve())
     model = get_peft_model(base, config)
-    run: Run = open_run()
+    run = _on_main_process(open_run)
     try:
         return _train(run, resolved, data, model, processor, quiet=quiet)
     except KeyboardInterrupt:
-        run.set_status("interrupted", resume=f"veneer train --resume {run.directory}")
+        if _is_main_process():
+            run.set_status("interrupted", resume=f"veneer train --resume {run.directory}")
         raise
     except Exception as e:
-        run.set_status("failed", reason=str(e) if isinstance(e, VeneerError) else repr(e))
+        if _is_main_process():
+            run.set_status("failed", reason=str(e) if isinstance(e, VeneerError) else repr(e))
         raise
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _on_main_process(open_run: Callable[[], Run]) -> Run:
+    """Open the run once, and tell the other processes of a torchrun where it is."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return open_run()
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.accelerator.is_available())
+    opened: list[Any] = [None]
+    if _is_main_process():
+        try:
+            opened = [open_run()]
+        except VeneerError as e:
+            opened = [e]
+    torch.distributed.broadcast_object_list(opened)
+    if isinstance(opened[0], VeneerError):
+        raise opened[0]
+    run: Run = opened[0]
+    return run
 
 
 def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, processor: Any, *, quiet: bool) -> RunResult:
@@ -123,10 +151,10 @@ def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, proc
 
     s = resolved.settings
     trainable, total = model.get_nb_trainable_parameters()
-    run.event("data", origin=data.origin, train=len(data.train), val=len(data.val), test=len(data.test or []), classes=len(data.labels))
-    run.write_json("skipped.json", [{"source": x.source, "reason": x.reason} for x in data.skipped])
-    if not quiet:
-        _announce(run, resolved, data, trainable, total)
+    if _is_main_process():
+        _note_data(run, data)
+        if not quiet:
+            _announce(run, resolved, data, trainable, total)
     size = image_size(processor)
     callbacks: list[Any] = [Progress(run, quiet=quiet)]
     if s.patience:
@@ -145,6 +173,11 @@ def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, proc
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - began
     return _finish(run, data, trainer, model, processor, {"seconds": seconds, "trainable": trainable, "parameters": total}, quiet=quiet)
+
+
+def _note_data(run: Run, data: ImageData) -> None:
+    run.event("data", origin=data.origin, train=len(data.train), val=len(data.val), test=len(data.test or []), classes=len(data.labels))
+    run.write_json("skipped.json", [{"source": x.source, "reason": x.reason} for x in data.skipped])
 
 
 def _announce(run: Run, resolved: Resolved, data: ImageData, trainable: int, total: int) -> None:
@@ -198,6 +231,8 @@ def _arguments(run: Run, resolved: Resolved, pictures: int) -> Any:
         report_to=s.trackers or "none",
         run_name=run.directory.name,
         dataloader_num_workers=s.workers,
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_backend=None if torch.accelerator.is_available() else "gloo",
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         disable_tqdm=True,
