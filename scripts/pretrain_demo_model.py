@@ -278,7 +278,8 @@ width, resampling through 7 to 14 pixels, contrast, inversion, noise. Equal seed
 
 The model is meant to be adapted, so training stops early on purpose. Measured once with 4,500 steps (87 % of the held-out fonts' letters as
 drawn), a linear probe on the frozen features already names 98.6 % of a validation fifth of scikit-learn's digits, which leaves adapters next to
-nothing to show; with 400 steps LoRA itself reaches only 94 %. At 900 the probe has 95 % there and LoRA 99 %.
+nothing to show; with 400 steps LoRA itself reaches only 94 %. At 900 the probe has 95 % there and LoRA 99 %. On a held-out fifth of 360 digits the
+gap is smaller: 97.2 % for the probe, and 98.9, 98.1 and 98.1 % for LoRA with three seeds, whose 95 % intervals overlap the probe's.
 
 ## Limits and licence
 

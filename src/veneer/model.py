@@ -6,7 +6,6 @@ model. Each wrapper's class carries the base's forward signature, because Traine
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import warnings
@@ -24,29 +23,11 @@ from .config import CONFIG_NAME, PeftConfig
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError
 from .planning import plan
+from .wrapping import AdaptedModel, with_signature
 
 logger = logging.getLogger("veneer")
 
 _ADAPTER_NAME = r"[A-Za-z0-9_-]+"
-
-
-class AdaptedModel(nn.Module):
-    """The base model, adapted; its place in the tree gives parameters the names that the public format has."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":
-                raise
-            return getattr(self.model, name)
 
 
 class PeftModel(nn.Module):
@@ -87,7 +68,7 @@ class PeftModel(nn.Module):
         self.peft_config: dict[str, PeftConfig] = {}
         self.base_model = AdaptedModel(model)
         self._reached_checked = False
-        self.__class__ = _with_signature(type(self), type(model))
+        self.__class__ = with_signature(type(self), type(model))
         self._attach(adapter_name, peft_config, fresh=_fresh, autocast_adapter_dtype=autocast_adapter_dtype)
         inject.activate(model, [adapter_name], trainable=not peft_config.inference_mode)
 
@@ -418,24 +399,8 @@ def get_peft_model(
     return PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
 
 
-_WITH_SIGNATURE: dict[tuple[type, type], type] = {}
-
-
-def _with_signature(cls: type[PeftModel], base: type[nn.Module]) -> type[Any]:
-    key = (cls, base)
-    if key not in _WITH_SIGNATURE:
-
-        def forward(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-            return cls.forward(self, *args, **kwargs)
-
-        forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # inspect reads it
-        namespace = {"__module__": __name__, "__doc__": cls.__doc__, "forward": forward}
-        _WITH_SIGNATURE[key] = type(f"{cls.__name__}Of{base.__name__}", (cls,), namespace)
-    return _WITH_SIGNATURE[key]
-
-
 def _blank(base: type[nn.Module]) -> PeftModel:
-    new: Any = _with_signature(PeftModel, base)
+    new: Any = with_signature(PeftModel, base)
     return new.__new__(new)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from veneer import AdapterFileError, ConfigError, DataError, PeftConfig
 from veneer.vision import evaluate, load_data, predict, train
 from veneer.vision.answers import rows, write
+from veneer.vision.arguments import choose_precision
 from veneer.vision.augment import Augment
 from veneer.vision.evaluation import Evaluation
 from veneer.vision.prediction import load_classifier
@@ -27,7 +28,7 @@ from veneer.vision.proof import prove
 from veneer.vision.report import confusion_csv, per_class_csv, per_class_table
 from veneer.vision.runs import Run
 from veneer.vision.statistics import wilson_interval
-from veneer.vision.training import choose_precision
+from veneer.vision.training import scores
 
 
 class TestRunDirectory:
@@ -322,3 +323,18 @@ def test_an_unknown_run_cannot_be_resumed(tmp_path):
     with pytest.raises(ConfigError, match="is not a run's folder"):
         resume(tmp_path)
     assert Run(tmp_path).state() == {}
+
+
+def test_between_epochs_of_equal_accuracy_the_surer_one_is_best():
+    from types import SimpleNamespace
+
+    labels = np.array([0, 1, 0, 1])
+
+    def score(sure: float, wrong: int) -> dict[str, float]:
+        predictions = np.where(labels[:, None] == np.arange(2), sure, 0.0)
+        predictions[:wrong] *= -1
+        return scores(SimpleNamespace(predictions=predictions, label_ids=labels))
+
+    assert score(2.0, 1)["accuracy"] == score(1.0, 1)["accuracy"] == 0.75
+    assert score(2.0, 1)["score"] > score(1.0, 1)["score"]
+    assert score(0.1, 0)["score"] > score(9.0, 1)["score"]

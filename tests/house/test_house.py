@@ -30,7 +30,7 @@ ORDER = [
     ["targets"],
     ["planning"],
     ["inject"],
-    ["files", "merging", "cards"],
+    ["files", "merging", "cards", "wrapping"],
     ["model"],
     ["integrations"],
     ["vision"],

@@ -42,7 +42,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay")
     warmup: float = Field(0.1, ge=0, lt=1, description="the share of the steps over which the learning rate rises")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="probability mass spread over the other classes")
-    patience: int = Field(5, ge=0, description="stop after so many epochs without a better validation accuracy; 0 never stops early")
+    patience: int = Field(5, ge=0, description="stop after so many epochs without a better validation score; 0 never stops early")
     augment: Literal["none", "light", "standard"] = Field(
         "standard", description="none; light: small shifts, turns and zooms; standard: random resized crop and mirror image"
     )

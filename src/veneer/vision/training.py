@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +17,17 @@ import numpy as np
 import torch
 
 from ..disk import write_atomically
-from ..errors import ConfigError, StateError, VeneerError
+from ..errors import StateError, VeneerError
 from ..integrations import install
 from ..model import PeftModel, get_peft_model
+from .arguments import training_arguments
 from .augment import Augment
 from .batches import PictureSet
 from .data import ImageData, load_data
 from .evaluation import Evaluation, evaluate_split
 from .models import image_size, load_model, load_processor
 from .prediction import LABELS_NAME, Classifier
+from .processes import is_main_process, on_main_process
 from .proof import prove
 from .report import write_report
 from .runs import METRICS_NAME, Run, create, reopen
@@ -106,41 +106,29 @@ def _carry_out(open_run: Any, resolved: Resolved, data: ImageData, base: Any, *,
     config = resolved.adapter_config()
     config.base_model_name_or_path = s.model if s.model == "demo" or not Path(s.model).exists() else str(Path(s.model).resolve())
     model = get_peft_model(base, config)
-    run = _on_main_process(open_run)
+    run = on_main_process(open_run)
     try:
         return _train(run, resolved, data, model, processor, quiet=quiet)
     except KeyboardInterrupt:
-        if _is_main_process():
+        if is_main_process():
             run.set_status("interrupted", resume=f"veneer train --resume {run.directory}")
         raise
     except Exception as e:
-        if _is_main_process():
+        if is_main_process():
             run.set_status("failed", reason=str(e) if isinstance(e, VeneerError) else repr(e))
         raise
 
 
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
+def scores(predictions: Any) -> dict[str, float]:
+    """Accuracy, and the score that picks the best epoch: accuracy, with the likelihood of the true classes deciding between equals.
 
-
-def _on_main_process(open_run: Callable[[], Run]) -> Run:
-    """Open the run once, and tell the other processes of a torchrun where it is."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return open_run()
-    from accelerate import PartialState
-
-    PartialState(cpu=not torch.accelerator.is_available())
-    opened: list[Any] = [None]
-    if _is_main_process():
-        try:
-            opened = [open_run()]
-        except VeneerError as e:
-            opened = [e]
-    torch.distributed.broadcast_object_list(opened)
-    if isinstance(opened[0], VeneerError):
-        raise opened[0]
-    run: Run = opened[0]
-    return run
+    Few validation pictures make many epochs equal in accuracy, and the first of them is seldom the best.
+    """
+    logits = torch.from_numpy(np.asarray(predictions.predictions)).double()
+    labels = torch.from_numpy(np.asarray(predictions.label_ids))
+    accuracy = float((logits.argmax(-1) == labels).double().mean())
+    likelihood = float(logits.softmax(-1).gather(1, labels[:, None]).mean())  # in 0 … 1
+    return {"accuracy": accuracy, "score": accuracy + likelihood / (2 * len(labels))}
 
 
 def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, processor: Any, *, quiet: bool) -> RunResult:
@@ -151,7 +139,7 @@ def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, proc
 
     s = resolved.settings
     trainable, total = model.get_nb_trainable_parameters()
-    if _is_main_process():
+    if is_main_process():
         _note_data(run, data)
         if not quiet:
             _announce(run, resolved, data, trainable, total)
@@ -161,10 +149,10 @@ def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, proc
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=s.patience))
     trainer = Trainer(
         model,
-        _arguments(run, resolved, len(data.train)),
+        training_arguments(run, resolved, len(data.train)),
         train_dataset=PictureSet(data.train, processor, Augment(s.augment, size)),
         eval_dataset=PictureSet(data.val, processor),
-        compute_metrics=lambda p: {"accuracy": float((np.argmax(p.predictions, -1) == p.label_ids).mean())},
+        compute_metrics=scores,
         callbacks=callbacks,
     )
     trainer.remove_callback(_printer())
@@ -198,56 +186,6 @@ def _announce(run: Run, resolved: Resolved, data: ImageData, trainable: int, tot
         file=sys.stderr,
         flush=True,
     )
-
-
-def _arguments(run: Run, resolved: Resolved, pictures: int) -> Any:
-    from transformers import TrainingArguments
-
-    s = resolved.settings
-    precision = choose_precision(s.precision)
-    steps = max(1, -(-pictures // (s.batch_size * s.accumulate))) * s.epochs
-    return TrainingArguments(
-        output_dir=str(run.checkpoints),
-        num_train_epochs=s.epochs,
-        per_device_train_batch_size=s.batch_size,
-        per_device_eval_batch_size=s.eval_batch_size,
-        gradient_accumulation_steps=s.accumulate,
-        learning_rate=s.learning_rate,
-        weight_decay=s.weight_decay,
-        optim="adamw_torch",
-        lr_scheduler_type="cosine",
-        warmup_steps=int(s.warmup * steps),
-        label_smoothing_factor=s.label_smoothing,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        seed=s.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="accuracy",
-        greater_is_better=True,
-        report_to=s.trackers or "none",
-        run_name=run.directory.name,
-        dataloader_num_workers=s.workers,
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_backend=None if torch.accelerator.is_available() else "gloo",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
-
-
-def choose_precision(wanted: str) -> str:
-    """ "fp32", "bf16" or "fp16" for this device; "auto" takes bf16 where the hardware multiplies it fast."""
-    if wanted != "auto":
-        if wanted == "fp16" and not torch.cuda.is_available():
-            raise ConfigError("precision: fp16 needs a GPU; use auto, fp32 or bf16")
-        return wanted
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def _printer() -> Any:
