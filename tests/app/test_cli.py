@@ -97,7 +97,7 @@ def test_the_whole_job(shapes, small_model, tmp_path):
         written.returncode == 0 and written.stdout == "" and (tmp_path / "out" / "a.csv").read_text().startswith("path,label,probability")
     )
     as_json = veneer("predict", "runs/shapes-lora-1", picture, "--json", cwd=tmp_path)
-    assert json.loads(as_json.stdout)[0]["path"] == str(picture)
+    assert json.loads(as_json.stdout)["pictures"][0]["path"] == str(picture)
 
     report = veneer("eval", "runs/shapes-lora-1", shapes, "--output", "report", cwd=tmp_path)
     assert report.returncode == 0 and "accuracy" in report.stdout and "broken.jpg" in report.stderr

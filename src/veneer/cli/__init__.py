@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from .. import __version__
-from ..errors import ConfigError, DataError, VeneerError, suggest
+from ..errors import ConfigError, DataError, TargetError, VeneerError, suggest
 
 COMMANDS = {
     "train": "fine-tune a pretrained model on pictures",
@@ -32,11 +33,12 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False)
-        if name in argv:
+        if name == next((a for a in argv if not a.startswith("-")), None):
             module = import_module(f".{name}", __name__)
             module.add_arguments(command, argv)
             command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-            command.add_argument("--verbose", action="store_true", help="show what other libraries say, and Python's traceback on an error")
+            command.add_argument("--verbose", action="store_true", help="show what other libraries say")
+            command.add_argument("--debug", action="store_true", help="show where in the program an error came up (as VENEER_DEBUG=1 does)")
             command.set_defaults(run=module.run)
     return top
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Before torch is imported: on a busy machine, threads that spin at OpenMP's barriers make small operations many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    debug = "--verbose" in argv or bool(os.environ.get("VENEER_DEBUG"))
+    debug = "--debug" in argv or os.environ.get("VENEER_DEBUG", "0") not in ("", "0")
     try:
         top = parser(argv)
         args, unknown = top.parse_known_args(argv)
@@ -54,16 +56,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(_unknown(top, args.command, unknown[0]))
         return int(args.run(args) or 0)
     except VeneerError as e:
-        if debug:
-            raise
-        print(f"veneer: {e}", file=sys.stderr)
-        return 3 if isinstance(e, DataError) else 2 if isinstance(e, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("veneer: interrupted; `veneer train --resume RUN` goes on with a run", file=sys.stderr)
+        _say(str(e), debug)
+        return 3 if isinstance(e, DataError) else 2 if isinstance(e, (ConfigError, TargetError)) else 1
+    except KeyboardInterrupt as e:
+        _say("; ".join(["interrupted", *map(str, e.args)]), debug)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as e:
+        _say(str(e), debug)
+        return 1
+    except Exception as e:
+        first = (str(e).strip().splitlines() or [""])[0]
+        _say(f"unexpected {type(e).__name__}: {first} (--debug shows where)", debug)
+        return 1
+
+
+def _say(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"veneer: {message}", file=sys.stderr)
 
 
 def _unknown(top: argparse.ArgumentParser, command: str, argument: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 
@@ -20,7 +22,9 @@ def run(args: argparse.Namespace) -> int:
     from ..vision.quiet import quieten
 
     quieten(args.verbose)
-    scores = run_demo(args.folder, seed=args.seed)
+    with redirect_stdout(sys.stderr) if args.json else nullcontext():
+        scores = run_demo(args.folder, seed=args.seed)
     if args.json:
-        print(json.dumps([{"name": s.name, "accuracy": s.accuracy, "interval": s.interval, "seconds": s.seconds} for s in scores]))
+        found = [{"name": s.name, "accuracy": s.accuracy, "interval": s.interval, "seconds": s.seconds} for s in scores]
+        print(json.dumps({"folder": str(args.folder), "scores": found}))
     return 0

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         write(args.output, answers)
         print(f"{len(answers) - len(unread)} answers in {args.output}", file=sys.stderr)
     if args.json:
-        print(json.dumps(rows(answers), ensure_ascii=False))
+        print(json.dumps({"run": args.run_directory, "pictures": rows(answers)}, ensure_ascii=False))
     elif not args.output:
         shown = [[str(a.path), *[x for label, p in a.top for x in (label, f"{p:.1%}")]] for a in answers if not a.error]
         print(table(["picture", *[h for i in range(len(shown[0]) // 2) for h in (f"class {i + 1}", "")]], shown))

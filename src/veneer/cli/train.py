@@ -6,13 +6,12 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
-
-import yaml
+from typing import Any, get_type_hints
 
 from ..config import config_classes
 from ..errors import ConfigError
 from ..vision.settings import TrainSettings, method_class, option_default, option_fields, read_yaml, resolve
+from .values import placeholder, reader
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -31,27 +30,26 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
             text = f"how to adapt it: {', '.join(n.lower() for n in config_classes())} (default {field.default})"
         if name == "learning_rate":
             text = f"{field.description} (default: the method's)"
-        settings.add_argument(_flag(name), dest=name, metavar=_metavar(field.default), type=_value, help=text, default=argparse.SUPPRESS)
+        _add(settings, name, field.annotation, text)
     method = _method(argv)
-    try:
-        cls = method_class(method)
-    except ConfigError:
-        return  # `resolve` tells of it, with the nearest names
+    cls = method_class(method)
     options = parser.add_argument_group(f"options of {method}", f"{cls.facts().title}: {cls.facts().equation} (arXiv:{cls.facts().arxiv})")
-    documented = _option_help(cls)
+    documented, hints = _option_help(cls), get_type_hints(cls)
     for name, f in option_fields(cls).items():
         text = f"{documented.get(name, '')} (default {_shown(option_default(f))})".strip().replace("%", "%%")
         if isinstance(option_default(f), bool) and f.type == "bool":
             options.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS)
         else:
-            options.add_argument(
-                _flag(name), dest=name, metavar=_metavar(option_default(f)), type=_value, help=text, default=argparse.SUPPRESS
-            )
+            _add(options, name, hints[name], text)
+
+
+def _add(group: Any, name: str, hint: Any, text: str) -> None:
+    group.add_argument(_flag(name), dest=name, metavar=placeholder(hint), type=reader(hint), help=text, default=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and print what came of it."""
-    given = {k: v for k, v in vars(args).items() if k not in ("command", "run", "data", "config", "resume", "json", "verbose")}
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "run", "data", "config", "resume", "json", "verbose", "debug")}
     if (args.data is None) == (args.resume is None):
         raise ConfigError("give the pictures to train on (veneer train photos/), or a run to continue (veneer train --resume runs/NAME)")
     if args.resume and (given or args.config):
@@ -69,9 +67,8 @@ def _print(result: Any, *, as_json: bool) -> int:
     from ..vision.report import per_class_table
 
     if as_json:
-        print(
-            json.dumps({"run": str(result.directory), "adapter": str(result.adapter), "labels": result.labels, "metrics": result.metrics})
-        )
+        told = {"run": str(result.directory), "adapter": str(result.adapter), "labels": result.labels, "metrics": result.metrics}
+        print(json.dumps(told, ensure_ascii=False))
         return 0
     low, high = result.evaluation.interval
     part = "test" if "test_accuracy" in result.metrics else "validation"
@@ -114,24 +111,5 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _metavar(default: Any) -> str:
-    return "N" if isinstance(default, (int, float)) and not isinstance(default, bool) else "VALUE"
-
-
 def _shown(value: Any) -> str:
     return "none" if value is None or value in ([], {}) else str(value)
-
-
-def _value(text: str) -> Any:
-    """A flag's text as a value: YAML, with `a,b` for a list."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str) and "," in value and not any(c in value for c in "()[]{}\\*"):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    # YAML leaves 5e-3 a string, because it has no dot.
-    try:
-        return float(text) if isinstance(value, str) else value
-    except ValueError:
-        return value

@@ -1,12 +1,16 @@
-"""Settings as `transformers.TrainingArguments`, and the number type that suits the device."""
+"""Settings as `transformers.TrainingArguments`, and what the machine decides: the number type, and how many processes read pictures."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from .processes import processes
 from .runs import Run
 from .settings import Resolved
 
@@ -17,9 +21,8 @@ def training_arguments(run: Run, resolved: Resolved, pictures: int) -> Any:
 
     s = resolved.settings
     precision = choose_precision(s.precision)
-    steps = max(1, -(-pictures // (s.batch_size * s.accumulate))) * s.epochs
     return TrainingArguments(
-        output_dir=str(run.checkpoints),
+        output_dir=str(run.checkpoints.resolve()),
         num_train_epochs=s.epochs,
         per_device_train_batch_size=s.batch_size,
         per_device_eval_batch_size=s.eval_batch_size,
@@ -28,7 +31,7 @@ def training_arguments(run: Run, resolved: Resolved, pictures: int) -> Any:
         weight_decay=s.weight_decay,
         optim="adamw_torch",
         lr_scheduler_type="cosine",
-        warmup_steps=int(s.warmup * steps),
+        warmup_steps=s.warmup,  # below 1, a share of the steps
         label_smoothing_factor=s.label_smoothing,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
@@ -40,11 +43,12 @@ def training_arguments(run: Run, resolved: Resolved, pictures: int) -> Any:
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # the patience that is left
         report_to=s.trackers or "none",
         run_name=run.directory.name,
-        dataloader_num_workers=s.workers,
+        dataloader_num_workers=choose_workers(s.workers, pictures),
         use_cpu=not torch.accelerator.is_available(),
-        ddp_backend=None if torch.accelerator.is_available() else "gloo",
+        ddp_backend="gloo" if processes() > 1 and not torch.accelerator.is_available() else None,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -60,3 +64,12 @@ def choose_precision(wanted: str) -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def choose_workers(wanted: int | None, pictures: int) -> int:
+    """How many processes read pictures: by default some where there are many pictures, cores for it, and the shared memory that batches pass through."""
+    if wanted is not None:
+        return wanted
+    shared = Path("/dev/shm")
+    roomy = shared.is_dir() and shutil.disk_usage(shared).free > 2**30
+    return min(4, (os.cpu_count() or 1) // 2) if roomy and pictures >= 500 else 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .batches import split_logits
 from .data import Skipped, Split, load_labelled
 from .prediction import Classifier, load_classifier
 from .statistics import wilson_interval
@@ -22,11 +23,13 @@ class Evaluation:
         labels: class names.
         confusion: counts, (true class, named class).
         skipped: pictures that could not be read.
+        part: the part of the data that they are: "train", "val", "test" or "all".
     """
 
     labels: list[str]
     confusion: np.ndarray
     skipped: list[Skipped]
+    part: str = "all"
 
     @property
     def total(self) -> int:
@@ -70,15 +73,24 @@ class Evaluation:
         return {"accuracy": self.accuracy, "accuracy_low": low, "accuracy_high": high, "macro_f1": self.macro_f1, "pictures": self.total}
 
 
-def evaluate(run: str | Path, data: str | Path, *, device: str | None = None) -> Evaluation:
-    """Evaluate a run on labelled pictures, in any form that `train` reads.
+def evaluate(
+    run: str | Path, data: str | Path, *, image_column: str | None = None, label_column: str | None = None, device: str | None = None
+) -> Evaluation:
+    """Evaluate a run on labelled pictures, in any form that `train` reads: the test part if there is one, else val, else all.
+
+    Args:
+        run: a run's folder, or an adapter's.
+        data: labelled pictures.
+        image_column: the column of pictures, where a table's own names do not tell.
+        label_column: the column of labels, likewise.
+        device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
 
     Raises:
         DataError: a class that the run does not know, or no picture that can be read.
         AdapterFileError: the run cannot be loaded.
     """
     classifier = load_classifier(run, device=device)
-    split, skipped = load_labelled(data, classifier.labels)
+    split, skipped = load_labelled(data, classifier.labels, image_column=image_column, label_column=label_column)
     return evaluate_split(classifier, split, skipped)
 
 
@@ -86,8 +98,6 @@ def evaluate_split(classifier: Classifier, split: Split, skipped: Sequence[Skipp
     """Evaluate on a split that is loaded already."""
     n = len(classifier.labels)
     confusion = np.zeros((n, n), dtype=np.int64)
-    for start in range(0, len(split), classifier.batch_size):
-        rows = range(start, min(start + classifier.batch_size, len(split)))
-        named = classifier.logits([split.image(i) for i in rows]).argmax(-1).tolist()
-        np.add.at(confusion, ([split.labels[i] for i in rows], named), 1)
-    return Evaluation(classifier.labels, confusion, list(skipped))
+    named = split_logits(classifier.model, classifier.processor, split, classifier.batch_size).argmax(-1).tolist()
+    np.add.at(confusion, (split.labels, named), 1)
+    return Evaluation(classifier.labels, confusion, list(skipped), split.name)

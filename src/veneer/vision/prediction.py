@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import CONFIG_NAME, PeftConfig
 from ..errors import AdapterFileError, DataError
 from ..integrations import install
 from ..model import PeftModel
-from .batches import logits
+from .batches import ahead, logits, pixels
 from .data import open_image
 from .finding import find_images
-from .models import load_model, load_processor
+from .models import device_named, load_model, load_processor
 from .pictures import UnreadableImage
 
 LABELS_NAME = "labels.json"
@@ -59,10 +58,6 @@ class Classifier:
     labels: list[str]
     batch_size: int = 64
 
-    def logits(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """(n, labels)."""
-        return logits(self.model, self.processor, pictures, self.batch_size)
-
 
 def adapter_directory(run: str | Path) -> Path:
     """The adapter's folder in a run's folder; an adapter's folder is its own.
@@ -84,21 +79,25 @@ def load_classifier(run: str | Path, *, device: str | None = None) -> Classifier
 
     Raises:
         AdapterFileError: a folder without adapter or labels, or an adapter of another model.
+        ConfigError: no such device, or a base model that cannot be loaded.
     """
     install()
+    place = device_named(device)
     directory = adapter_directory(run)
     labels_file = directory / LABELS_NAME
     if not labels_file.is_file():
         raise AdapterFileError(
             f"{directory} has no {LABELS_NAME}, so the classes have no names; it is not an adapter that `veneer train` made"
         )
-    labels = json.loads(labels_file.read_text(encoding="utf-8"))
+    try:
+        labels = json.loads(labels_file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise AdapterFileError(f"{labels_file} is not JSON ({e}); copy the adapter's folder again, or train anew") from None
     base = PeftConfig.read(directory).base_model_name_or_path
     if not base:
         raise AdapterFileError(f"{directory / CONFIG_NAME} does not name the base model; add base_model_name_or_path")
     model = PeftModel.from_pretrained(load_model(base, labels), directory).eval()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Classifier(model.to(device), load_processor(directory), labels)
+    return Classifier(model.to(place), load_processor(directory), labels)
 
 
 def predict(run: str | Path, images: str | Path | Sequence[str | Path], *, top: int = 3, device: str | None = None) -> list[Prediction]:
@@ -108,6 +107,7 @@ def predict(run: str | Path, images: str | Path | Sequence[str | Path], *, top: 
         run: a run's folder, or an adapter's.
         images: files, folders and glob patterns.
         top: how many classes to give for each.
+        device: such as "cpu" or "cuda:1"; by default a GPU if there is one.
 
     Raises:
         DataError: no picture at all, or none that can be read.
@@ -116,26 +116,30 @@ def predict(run: str | Path, images: str | Path | Sequence[str | Path], *, top: 
     patterns = [images] if isinstance(images, (str, Path)) else list(images)
     paths = find_images([str(p) for p in patterns])
     classifier = load_classifier(run, device=device)
-    answers = [p for batch in _batches(paths, classifier.batch_size) for p in _answer(classifier, batch, top)]
+    opened = ahead(lambda path: _prepared(classifier, path), paths)
+    answers: list[Prediction] = []
+    while batch := list(islice(opened, classifier.batch_size)):
+        answers += _answers(classifier, paths[len(answers) : len(answers) + len(batch)], batch, top)
     if all(a.error for a in answers):
-        raise DataError(f"none of the {len(answers)} files is a picture that can be read; the first, {answers[0].path}: {answers[0].error}")
+        first = "; ".join(f"{a.path}: {a.error}" for a in answers[:3])
+        raise DataError(f"none of the {len(answers)} files is a picture that can be read; {first}")
     return answers
 
 
-def _batches(paths: list[Path], size: int) -> Iterator[list[Path]]:
-    return (paths[i : i + size] for i in range(0, len(paths), size))
+def _prepared(classifier: Classifier, path: Path) -> Tensor | str:
+    try:
+        return pixels(classifier.processor, open_image(path))
+    except UnreadableImage as e:
+        return e.reason
 
 
-def _answer(classifier: Classifier, paths: list[Path], top: int) -> list[Prediction]:
-    pictures: dict[Path, Image.Image] = {}
-    errors: dict[Path, str] = {}
-    for path in paths:
-        try:
-            pictures[path] = open_image(path)
-        except UnreadableImage as e:
-            errors[path] = e.reason
-    probabilities = dict(zip(pictures, classifier.logits(list(pictures.values())).softmax(-1) if pictures else [], strict=True))
-    return [Prediction(p, [], errors[p]) if p in errors else Prediction(p, _top(probabilities[p], classifier.labels, top)) for p in paths]
+def _answers(classifier: Classifier, paths: Sequence[Path], opened: Sequence[Tensor | str], top: int) -> list[Prediction]:
+    read = [x for x in opened if not isinstance(x, str)]
+    probabilities = iter(logits(classifier.model, read, classifier.batch_size).softmax(-1) if read else ())
+    return [
+        Prediction(path, [], x) if isinstance(x, str) else Prediction(path, _top(next(probabilities), classifier.labels, top))
+        for path, x in zip(paths, opened, strict=True)
+    ]
 
 
 def _top(probabilities: Tensor, labels: list[str], k: int) -> list[tuple[str, float]]:

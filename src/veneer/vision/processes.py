@@ -12,6 +12,11 @@ from ..errors import VeneerError
 from .runs import Run
 
 
+def processes() -> int:
+    """How many processes this torchrun has; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def is_main_process() -> bool:
     """Whether this process is the first, or the only one."""
     return int(os.environ.get("RANK", 0)) == 0
@@ -19,7 +24,7 @@ def is_main_process() -> bool:
 
 def on_main_process(open_run: Callable[[], Run]) -> Run:
     """Open the run once, and tell the other processes of a torchrun where it is."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if processes() == 1:
         return open_run()
     from accelerate import PartialState
 

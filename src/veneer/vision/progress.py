@@ -20,9 +20,10 @@ class Progress(TrainerCallback):
         self.task: Any = None
         self.loss: float | None = None
         self.start = time.perf_counter()
+        self.first = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.perf_counter()
+        self.start, self.first = time.perf_counter(), state.global_step
         if not state.is_world_process_zero:
             return
         self.run.event("train", steps=state.max_steps, epochs=args.num_train_epochs, device=str(args.device))
@@ -63,7 +64,7 @@ class Progress(TrainerCallback):
         if self.quiet:
             return
         spent = time.perf_counter() - self.start
-        left = spent * (state.max_steps - state.global_step) / max(1, state.global_step)
+        left = spent * (state.max_steps - state.global_step) / max(1, state.global_step - self.first)
         loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
         line = f"epoch {metrics['epoch']:4.1f}{loss}  validation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.1%}"
         line += f"  ({spent:.0f} s, about {left:.0f} s left)"

@@ -55,6 +55,11 @@ class Run:
         """Write a JSON file into the folder."""
         write_atomically(self.directory, {name: _json(values)})
 
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is complete: Trainer writes its state last, so one without it was cut short."""
+        found = {int(p.name.rpartition("-")[2]): p for p in self.checkpoints.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()}
+        return next((found[step] for step in sorted(found, reverse=True) if _is_json(found[step] / "trainer_state.json")), None)
+
     def write_settings(self, data: str, resolved: Resolved) -> None:
         """`settings.yaml`, which `--config` reads again, and `settings.json` with the origin of every value."""
         import yaml
@@ -62,6 +67,14 @@ class Run:
         values = {name: entry["value"] for name, entry in resolved.table().items()}
         text = f"# data: {data}\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_atomically(self.directory, {SETTINGS_NAME: text.encode(), "settings.json": _json({"data": data} | resolved.table())})
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _json(values: Any) -> bytes:
@@ -81,7 +94,8 @@ def create(resolved: Resolved, data: str) -> Run:
             raise ConfigError(f"name: {settings.name!r} cannot be a folder's name; use letters, digits, '-', '_', '.' and spaces")
         names = iter([settings.name])
     else:
-        stem = re.sub(r"[^\w.-]+", "-", Path(data.rstrip("/")).stem or "data").strip("-.") or "data"
+        place = Path(data).resolve()
+        stem = re.sub(r"[^\w.-]+", "-", place.stem if place.is_file() else place.name).strip("-.") or "data"
         names = (f"{stem}-{settings.method.lower()}-{i}" for i in range(1, 1_000_000))
     for name in names:
         directory = settings.output / name

@@ -26,7 +26,7 @@ _NOT_OPTIONS = {"task_type", "auto_mapping", "peft_version", "base_model_name_or
 class TrainSettings(BaseModel):
     """How to train; a method's own options come on top."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     model: str = Field(
         "google/vit-base-patch16-224-in21k", description="the pretrained model: a name on the hub, a folder, or 'demo' for the bundled one"
@@ -51,7 +51,9 @@ class TrainSettings(BaseModel):
     val_fraction: float = Field(0.2, gt=0, lt=1, description="the share split off for validation when the data have no validation part")
     image_column: str | None = Field(None, description="the column of a table or data set that holds pictures")
     label_column: str | None = Field(None, description="the column that holds labels")
-    workers: int = Field(0, ge=0, description="processes that read pictures; 0 reads them in the main process")
+    workers: int | None = Field(
+        None, ge=0, description="processes that read pictures; 0 reads them in the main process; by default up to 4 for many pictures"
+    )
     trackers: list[str] = Field([], description="experiment trackers to report to, such as tensorboard or wandb")
 
 

@@ -18,6 +18,7 @@ import torch
 
 from ..disk import write_atomically
 from ..errors import StateError, VeneerError
+from ..heads import head_modules, new_heads
 from ..integrations import install
 from ..model import PeftModel, get_peft_model
 from .arguments import training_arguments
@@ -78,6 +79,8 @@ def train(data: str | Path, *, config: str | Path | None = None, quiet: bool = F
 
 def start(data: str, resolved: Resolved, *, quiet: bool = False) -> RunResult:
     """Begin a new run with resolved settings."""
+    # Absolute, so that the run can be continued from anywhere.
+    data = str(Path(data).resolve()) if Path(data).exists() else data
     pictures = _load(data, resolved)
     model = load_model(resolved.settings.model, pictures.labels)
     return _carry_out(lambda: create(resolved, data), resolved, pictures, model, quiet=quiet)
@@ -87,7 +90,13 @@ def resume(directory: str | Path, *, quiet: bool = False) -> RunResult:
     """Continue an interrupted run from its last checkpoint, with its own settings."""
     run, data, resolved = reopen(Path(directory))
     pictures = _load(data, resolved)
-    return _carry_out(lambda: run, resolved, pictures, load_model(resolved.settings.model, pictures.labels), quiet=quiet)
+    model = load_model(resolved.settings.model, pictures.labels)
+    return _carry_out(lambda: _reopened(run), resolved, pictures, model, quiet=quiet)
+
+
+def _reopened(run: Run) -> Run:
+    run.set_status("running", resumed=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    return run
 
 
 def _load(data: str, resolved: Resolved) -> ImageData:
@@ -105,18 +114,29 @@ def _carry_out(open_run: Any, resolved: Resolved, data: ImageData, base: Any, *,
     torch.manual_seed(s.seed)
     config = resolved.adapter_config()
     config.base_model_name_or_path = s.model if s.model == "demo" or not Path(s.model).exists() else str(Path(s.model).resolve())
+    if config.modules_to_save is None:
+        # The core finds new heads. One that fits by chance, from a checkpoint with as many classes of its own, has to learn these too.
+        config.modules_to_save = [h for h in head_modules(base) if h not in new_heads(base)[0]] or None
     model = get_peft_model(base, config)
     run = on_main_process(open_run)
     try:
         return _train(run, resolved, data, model, processor, quiet=quiet)
     except KeyboardInterrupt:
+        how = f"veneer train --resume {run.directory}"
         if is_main_process():
-            run.set_status("interrupted", resume=f"veneer train --resume {run.directory}")
-        raise
+            run.set_status("interrupted", resume=how)
+        raise KeyboardInterrupt(f"`{how}` goes on with the run") from None
     except Exception as e:
         if is_main_process():
             run.set_status("failed", reason=str(e) if isinstance(e, VeneerError) else repr(e))
+        if isinstance(e, torch.OutOfMemoryError):
+            raise StateError(_too_large(s.batch_size, s.accumulate)) from e
         raise
+
+
+def _too_large(batch_size: int, accumulate: int) -> str:
+    smaller = f"batch_size {max(1, batch_size // 2)} with accumulate {2 * accumulate} makes the same steps"
+    return f"the device's memory is too small for {batch_size} pictures at a time; {smaller}"
 
 
 def scores(predictions: Any) -> dict[str, float]:
@@ -133,7 +153,6 @@ def scores(predictions: Any) -> dict[str, float]:
 
 def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, processor: Any, *, quiet: bool) -> RunResult:
     from transformers import EarlyStoppingCallback, Trainer
-    from transformers.trainer_utils import get_last_checkpoint
 
     from .progress import Progress
 
@@ -143,22 +162,25 @@ def _train(run: Run, resolved: Resolved, data: ImageData, model: PeftModel, proc
         _note_data(run, data)
         if not quiet:
             _announce(run, resolved, data, trainable, total)
-    size = image_size(processor)
-    callbacks: list[Any] = [Progress(run, quiet=quiet)]
+    progress = Progress(run, quiet=quiet)
+    callbacks: list[Any] = [progress]
     if s.patience:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=s.patience))
     trainer = Trainer(
         model,
         training_arguments(run, resolved, len(data.train)),
-        train_dataset=PictureSet(data.train, processor, Augment(s.augment, size)),
+        train_dataset=PictureSet(data.train, processor, Augment(s.augment, image_size(processor))),
         eval_dataset=PictureSet(data.val, processor),
         compute_metrics=scores,
         callbacks=callbacks,
     )
     trainer.remove_callback(_printer())
     began = time.perf_counter()
-    last = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = run.last_checkpoint()
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        progress.close()
     seconds = time.perf_counter() - began
     return _finish(run, data, trainer, model, processor, {"seconds": seconds, "trainable": trainable, "parameters": total}, quiet=quiet)
 
