@@ -95,6 +95,9 @@ class PeftModel(nn.Module):
             )
         inject.attach(model, p, name, autocast_adapter_dtype=autocast_adapter_dtype)
         config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
+        if config.target_modules is None:
+            # Written out, because other readers of the file have defaults of their own.
+            config.target_modules = [s.path for s in p.sites]
         self.peft_config[name] = config
 
     def __getattr__(self, name: str) -> Any:

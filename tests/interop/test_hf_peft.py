@@ -86,3 +86,13 @@ class TestBothWays:
         first = capsys.readouterr().out
         theirs.print_trainable_parameters()
         assert first == capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_default_targets_are_written_out(pixels, tmp_path):
+    ours = get_peft_model(vit(), LoraConfig(r=4)).eval()
+    randomise(ours)
+    ours.save_pretrained(tmp_path)
+    theirs = peft.PeftModel.from_pretrained(vit(), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixel_values=pixels).logits, ours(pixel_values=pixels).logits, rtol=1e-5, atol=1e-5)
