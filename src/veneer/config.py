@@ -12,6 +12,7 @@ import json
 import os
 import re
 from dataclasses import dataclass, field
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .errors import AdapterFileError, ConfigError, suggest
 
 if TYPE_CHECKING:
-    from .methods.base import Facts, Method
+    from torch import Tensor
+
+    from .form import Form
+    from .methods.base import Facts, Method, Schedule
 
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = "0.21.2"
@@ -37,6 +41,8 @@ class TaskType(StrEnum):
     QUESTION_ANS = "QUESTION_ANS"
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
+
+_LISTS = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 
 HEADS_OF_TASK = {
     TaskType.SEQ_CLS: ("classifier", "score"),
@@ -79,6 +85,7 @@ class PeftConfig:
         layers_to_transform: only these layer numbers; with a list of targets only.
         layers_pattern: the name of the list that holds the numbered layers.
         modules_to_save: modules to train whole and to keep beside the adapter, such as a new classification head.
+        target_parameters: names or suffixes of weights to adapt that belong to no layer of a known kind, such as `experts.gate_up_proj`.
 
     Raises:
         ConfigError: a value that cannot be used, named, with what to do.
@@ -99,6 +106,7 @@ class PeftConfig:
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
     modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.task_type is not None:
@@ -107,16 +115,16 @@ class PeftConfig:
                     f"task_type: {self.task_type!r} is not one of {', '.join(TaskType)}.{suggest(str(self.task_type), TaskType)}"
                 )
             self.task_type = TaskType(self.task_type)
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        for name in _LISTS:
             value = getattr(self, name)
             if isinstance(value, (set, frozenset)):
                 setattr(self, name, sorted(value))
             elif isinstance(value, tuple):
                 setattr(self, name, list(value))
-        if isinstance(self.modules_to_save, str):
-            raise ConfigError(
-                f"modules_to_save: expected a list of names, got the string {self.modules_to_save!r}; write [{self.modules_to_save!r}]"
-            )
+        for name in ("modules_to_save", "target_parameters"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ConfigError(f"{name}: expected a list of names, got the string {value!r}; write [{value!r}]")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform works with a list of target_modules; with a regular expression, put the numbers into it")
         if self.layers_pattern is not None and self.layers_to_transform is None:
@@ -146,6 +154,26 @@ class PeftConfig:
         """The method with the numbers that hold for the layer at `path`."""
         raise ConfigError(f"{type(self).__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
 
+    def shared(self, forms: list[Form]) -> dict[str, Tensor]:
+        """Constants that all the adapter's layers share, by their key in the file; none for most methods.
+
+        Args:
+            forms: of every layer that will be adapted.
+        """
+        return {}
+
+    @property
+    def writes_shared(self) -> bool:
+        """Whether the file holds the shared constants, or they are drawn again from their seed."""
+        return False
+
+    def schedule(self) -> Schedule | None:
+        """What the method does around every step of the optimiser; None for most methods."""
+        return None
+
+    def set_total_steps(self, steps: int) -> None:
+        """Tell a schedule how long the training will be, where its configuration does not say so."""
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, `peft_type` included."""
         return {"peft_type": self.peft_type, **dataclasses.asdict(self)}
@@ -153,8 +181,10 @@ class PeftConfig:
     def to_json(self) -> str:
         """The text of `adapter_config.json`: sorted keys and lists, the same bytes in every run."""
         values = self.to_dict() | {"peft_version": FORMAT_VERSION, "inference_mode": True}
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            if isinstance(values[name], list):
+        if values["target_parameters"] is None:
+            del values["target_parameters"]  # a field that most configurations of the format do not have
+        for name in _LISTS:
+            if isinstance(values.get(name), list):
                 values[name] = sorted(values[name])
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
@@ -225,6 +255,49 @@ class PeftConfig:
 def _harmless(name: str, value: Any) -> bool:
     """Whether an unsupported field has the format's own default, which changes nothing."""
     return {"megatron_core": "megatron.core", "qalora_group_size": 16}.get(name) == value
+
+
+def matches(targets: str | list[str] | None, path: str) -> bool:
+    """Whether a target names the module at `path`: a string is a regular expression for the whole path, a list holds names or suffixes.
+
+    >>> matches(["q_proj"], "layers.0.q_proj"), matches(["head"], "my_head"), matches(r".*\\.q", "a.q")
+    (True, False, True)
+    """
+    if targets is None:
+        return False
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    return any(path == t or path.endswith("." + t) for t in targets)
+
+
+def check_probability(name: str, value: float) -> None:
+    """Refuse what is no probability below 1."""
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name}: a probability from 0 up to (not including) 1, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse a value that is not one of the choices."""
+    if not any(value is c or (value == c and type(value) is type(c)) for c in choices):
+        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}.{suggest(str(value), [str(c) for c in choices])}")
+
+
+@dataclass(kw_only=True)
+class BiasConfig(PeftConfig):
+    """A configuration that can train the base model's own biases as well.
+
+    Args:
+        bias: which biases of the base train: "none", "all", or those of the adapted layers only ("lora_only" and so on).
+    """
+
+    BIAS_ONLY: ClassVar[str] = ""
+    """The method's own word for the biases of adapted layers."""
+
+    bias: str = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("bias", self.bias, ("none", "all", self.BIAS_ONLY))
 
 
 @dataclass(kw_only=True)

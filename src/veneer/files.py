@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from .config import CONFIG_NAME
 from .errors import AdapterFileError
-from .inject import adapted_layers, record, saved_modules
+from .inject import adapter_of, record, saved_modules
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+STATE_NAME = "schedule.safetensors"
+"""What a schedule has learnt, beside the adapter; only what goes on training reads it."""
 PREFIX = "base_model.model."
 
 
@@ -36,6 +38,10 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
                 "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\""
             )
         raise AdapterFileError(f"{directory} has no {WEIGHTS_NAME}; an adapter's directory holds it beside {CONFIG_NAME}")
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as e:
@@ -72,21 +78,44 @@ def _hint(expected: Mapping[str, Tensor]) -> str:
     return f"here adapters have keys such as {next(iter(expected))}" if expected else "no layer here has an adapter"
 
 
-def entries(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """The tensors of one attached adapter by their key in the file: parameters, whole modules with their buffers, trained biases."""
+def entries(model: nn.Module, name: str, *, shared: bool = True) -> dict[str, Tensor]:
+    """The tensors of one attached adapter by their key in the file: parameters, whole modules with their buffers, trained biases.
+
+    Args:
+        shared: with the constants that all its layers share.
+    """
     found: dict[str, Tensor] = {}
-    sites = set()
-    for path, layer in adapted_layers(model):
-        if name in layer.veneer:
-            sites.add(path)
-            found |= {f"{PREFIX}{path}.{key}": p for key, p in layer.veneer[name].keys(layer).items()}  # type: ignore[operator]  # an Adapter
+    note = record(model)
+    plan = note.plans[name]
+    for site in plan.sites:
+        found |= {f"{PREFIX}{site.path}.{site.key}{key}": t for key, t in adapter_of(model, site, name).keys().items()}
+    if shared and name in note.shared:
+        found |= {f"base_model.{key}": t for key, t in note.shared[name].named_buffers()}
     for path, module in saved_modules(model):
         if name in module.veneer:
             found |= {f"{PREFIX}{path}.{key}": t for key, t in module.veneer[name].state_dict(keep_vars=True).items()}
-    for bias in record(model).plans[name].biases:
-        path = bias.rpartition(".")[0]
-        found[f"{PREFIX}{path}.base_layer.bias" if path in sites else PREFIX + bias] = model.get_parameter(bias)
+    wrapped = {s.path for s in plan.sites} | {s.module for s in plan.sites}
+    for bias in plan.biases:
+        found[PREFIX + _through(wrapped, bias)] = model.get_parameter(bias)
     return found
+
+
+def _through(wrapped: set[str], name: str) -> str:
+    """A parameter's name with `base_layer` behind every module that the format wraps."""
+    parts, out = name.split("."), []
+    for i, part in enumerate(parts):
+        out.append(part)
+        if ".".join(parts[: i + 1]) in wrapped:
+            out.append("base_layer")
+    return ".".join(out)
+
+
+def states(model: nn.Module, name: str, *, always: bool = False) -> dict[str, Tensor]:
+    """What a schedule has learnt about one attached adapter, beside its parameters; empty for most methods, and before the first step."""
+    found = {}
+    for site in record(model).plans[name].sites:
+        found |= {f"{site.module}.{site.kind.tensor}.{key}": t for key, t in adapter_of(model, site, name).state().items()}
+    return found if always or any(bool(t.any()) for t in found.values()) else {}
 
 
 def serialise(tensors: Mapping[str, Tensor]) -> bytes:
@@ -101,14 +130,24 @@ def _without_copies(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str
 
 
 @torch.no_grad()
-def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Copy a file's tensors into an attached adapter, after all of them were checked.
+def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: Path, *, shared: bool = True) -> None:
+    """Copy an adapter's tensors into an attached adapter, after all of them were checked, and what a schedule left beside them.
+
+    Args:
+        directory: where they come from.
+        shared: whether the file holds the constants that all layers share.
 
     Raises:
         AdapterFileError: as `check_tensors`; nothing was copied.
     """
-    expected = entries(model, name)
+    expected = entries(model, name, shared=shared)
     tensors = _without_copies(tensors, model)
-    check_tensors(tensors, expected, origin)
+    check_tensors(tensors, expected, str(directory))
+    known = states(model, name, always=True)
+    state = _read(directory / STATE_NAME) if known and (directory / STATE_NAME).is_file() else {}
+    if state:
+        check_tensors(state, known, str(directory / STATE_NAME))
     for key, target in expected.items():
         target.copy_(tensors[key])
+    for key, value in state.items():
+        known[key].copy_(value)

@@ -17,9 +17,14 @@ def zeros(t: Tensor) -> None:
     t.zero_()
 
 
+def ones(t: Tensor) -> None:
+    """1 everywhere."""
+    t.fill_(1.0)
+
+
 def kaiming(t: Tensor) -> None:
     """U(−1/√fan_in, 1/√fan_in), PyTorch's own choice for a linear layer (Kaiming uniform with a = √5)."""
-    bound = 1 / math.sqrt(t[0].numel())
+    bound = 1 / math.sqrt(max(t[0].numel(), 1)) if len(t) else 0.0
     t.uniform_(-bound, bound)
 
 
@@ -37,6 +42,59 @@ class _Normal:
         t.normal_(0.0, self.std)
 
 
+def constant(value: float) -> _Constant:
+    """One value everywhere."""
+    return _Constant(value)
+
+
+class _Constant:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def __call__(self, t: Tensor) -> None:
+        t.fill_(self.value)
+
+
+def pairs(t: Tensor) -> None:
+    """Random columns (…, n, r), each twice in a row, so that a product of reflections at them is the identity; for an odd r all differ."""
+    r = t.shape[-1]
+    if r % 2:
+        kaiming(t)
+        return
+    half = t[..., ::2].clone()
+    kaiming(half)
+    t.copy_(half.repeat_interleave(2, -1))
+
+
+def principal(W: Tensor, r: int, s: float, iterations: int | None) -> tuple[Tensor, Tensor]:
+    """PiSSA: (A, B) with s B A the best rank-r approximation of W, its singular values shared evenly (arXiv:2404.02948, eq. 2 and 3).
+
+    Args:
+        W: (…, out, in).
+        iterations: of a randomised SVD, seeded so that it gives the same factors each time; None for the exact one.
+    """
+    import torch
+
+    if iterations is None:
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        U, S, Vh = U[..., :r], S[..., :r], Vh[..., :r, :]
+    else:
+        with torch.random.fork_rng(devices=[W.device] if W.is_cuda else []):
+            torch.manual_seed(0)
+            U, S, V = torch.svd_lowrank(W, q=r, niter=iterations)
+        Vh = V.mT
+    root = (S / s).sqrt()
+    return root.unsqueeze(-1) * Vh, U * root.unsqueeze(-2)
+
+
+def leading_qr(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """OLoRA: (A, B) = the first r rows of R and columns of Q in W = Q R (arXiv:2406.01775, §3)."""
+    import torch
+
+    Q, R = torch.linalg.qr(W)
+    return R[..., :r, :], Q[..., :r]
+
+
 def orthogonal_pair(A: Tensor, B: Tensor) -> None:
     """A (r, in) and B (out, r), both with random full-rank directions, yet B A = 0 to rounding: even and odd rows of one orthogonal r × r matrix.
 
@@ -44,8 +102,8 @@ def orthogonal_pair(A: Tensor, B: Tensor) -> None:
     """
     import torch
 
-    r = A.shape[0]
+    r = A.shape[-2]
     Q, _ = torch.linalg.qr(torch.randn(r, r))
     even, odd = Q[0::2], Q[1::2]
-    A.copy_(even.mT @ torch.randn(r // 2, A.shape[1]) / 10)
-    B.copy_(torch.randn(B.shape[0], r // 2) @ odd / 10)
+    A.copy_(even.mT @ torch.randn(*A.shape[:-2], r // 2, A.shape[-1]) / 10)
+    B.copy_(torch.randn(*B.shape[:-1], r // 2) @ odd / 10)

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .config import PeftConfig
 from .errors import StateError, suggest
-from .layers import AdaptedLayer, Adapter, SavedModule, Swapped, adapt, restore, save_module
+from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
 from .layers.fused import hold_open, release
-from .planning import Plan
+from .methods.base import Schedule
+from .operators import Adapted
+from .planning import Plan, Site
 
 RECORD = "_veneer_record"
 
@@ -30,6 +33,8 @@ class Record:
     trainable: set[str] = field(default_factory=set)
     first_biases: dict[str, Tensor] = field(default_factory=dict)
     fused: dict[str, int] = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
+    schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
 
 
 def record(model: nn.Module) -> Record:
@@ -43,9 +48,18 @@ def record(model: nn.Module) -> Record:
     return model.__dict__[RECORD]
 
 
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Every adapted layer, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, AdaptedLayer))
+def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
+    """Every module with adapted weights, by path."""
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, AdaptedModule))
+
+
+def adapter_of(model: nn.Module, site: Site, name: str) -> Adapter:
+    """The adapter that sits at a site under a name."""
+    module = model.get_submodule(site.module)
+    assert isinstance(module, AdaptedModule)
+    found = module.veneer[name]._modules[site.kind.tensor]
+    assert isinstance(found, Adapter)
+    return found
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
@@ -58,7 +72,7 @@ def holders(model: nn.Module) -> Iterator[Swapped]:
     return (m for m in model.modules() if isinstance(m, Swapped))
 
 
-def attach(model: nn.Module, plan: Plan, name: str, *, autocast_adapter_dtype: bool = True) -> None:
+def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, autocast_adapter_dtype: bool = True) -> None:
     """Attach one adapter, inactive, and freeze the rest of the model.
 
     Args:
@@ -68,18 +82,31 @@ def attach(model: nn.Module, plan: Plan, name: str, *, autocast_adapter_dtype: b
         model.__dict__[RECORD] = Record({n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)})
         model.requires_grad_(False)
     note = record(model)
+    constants = config.shared([s.form for s in plan.sites])
+    shared = Shared(constants) if constants else None
     for site in plan.sites:
-        layer = adapt(model.get_submodule(site.path), site.path)
-        own = layer.veneer_kind.matrix(layer).dtype
-        half = torch.finfo(own).bits < 32
-        adapter = Adapter(site.method, layer, torch.float32 if half and autocast_adapter_dtype else None)
-        layer.veneer[name] = adapter.train(layer.training).requires_grad_(False)
+        module = adapt(model.get_submodule(site.module), site.kind, site.path)
+        own = site.kind.matrix(module)
+        dtype = torch.float32 if torch.finfo(own.dtype).bits < 32 and autocast_adapter_dtype else own.dtype
+        if shared is not None and not note.shared.get(name):
+            note.shared[name] = shared.to(device=own.device, dtype=dtype)
+        adapter = Adapter(site.method, site.form, own, dtype, shared)
+        if not own.is_meta:
+            with torch.no_grad():
+                site.method.finish(Adapted(Frozen(site.kind, module)), adapter.values())
+        if name not in module.veneer:
+            module.veneer[name] = nn.ModuleDict()
+        module.veneer[name].add_module(site.kind.tensor, adapter)
+        module.veneer[name].train(module.training).requires_grad_(False)
     for path in plan.saved:
         module = save_module(model.get_submodule(path), name)
         module.veneer[name].requires_grad_(False)
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
     note.plans[name] = plan
+    schedule = config.schedule()
+    if schedule is not None:
+        note.schedules[name] = (config, schedule)
 
 
 def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None = None) -> None:
@@ -133,6 +160,8 @@ def remove(model: nn.Module, name: str) -> None:
     activate(model, [n for n in note.active if n != name])
     plan = note.plans.pop(name)
     note.trainable.discard(name)
+    note.shared.pop(name, None)
+    note.schedules.pop(name, None)
     for holder in holders(model):
         if name in holder.veneer:
             del holder.veneer[name]
@@ -156,7 +185,7 @@ def detach(model: nn.Module) -> nn.Module:
 
 def unreached(model: nn.Module) -> list[str]:
     """Paths of adapted layers whose forward has never run."""
-    return [path for path, layer in adapted_layers(model) if not layer.veneer_reached]
+    return [path for path, module in adapted_modules(model) if not module.veneer_reached]
 
 
 @torch.no_grad()

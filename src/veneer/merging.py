@@ -13,23 +13,19 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .engine import merged_bias, merged_matrix
 from .errors import StateError
-from .inject import activate, adapted_layers, detach, record, saved_modules
-from .layers import AdaptedLayer
+from .inject import activate, adapted_modules, detach, record, saved_modules
+from .layers import AdaptedModule
 
 logger = logging.getLogger("veneer")
 
 
 @torch.no_grad()
-def merged_matrix(layer: AdaptedLayer) -> Tensor:
-    """W' of a layer's active adapters, in float32 or wider: (out, in)."""
-    own = layer.veneer_kind.matrix(layer)
-    total = None
-    for equation, _ in layer.equations():
-        matrix = equation.dense().to(torch.promote_types(own.dtype, torch.float32))
-        total = matrix if total is None else total + (matrix - own)
-    assert total is not None
-    return total
+def merged(module: AdaptedModule, tensor: str) -> tuple[Tensor, Tensor | None]:
+    """W' and b' of the active adapters of one weight, W' in float32 or wider."""
+    matrix = merged_matrix(module, tensor, disturb=False)
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32)), merged_bias(module, tensor)
 
 
 def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = True, safe: bool = False, progress: bool = False) -> None:
@@ -42,40 +38,46 @@ def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = 
         safe: look for NaN and infinities in every merged weight first, and merge none if there are any.
 
     Raises:
-        StateError: already merged, or not finite; the model is as it was.
+        StateError: already merged, not finite, or a bias for a layer that has none; the model is as it was.
     """
     if names is not None:
         activate(model, names)
-    layers = [(p, layer) for p, layer in adapted_layers(model) if layer.veneer_active]
-    for path, layer in layers:
-        if layer.veneer_merged is not None:
+    active = [(p, m, t) for p, m in adapted_modules(model) for t in m.veneer_kinds if next(m.adapters(t), None) is not None]
+    for path, module, tensor in active:
+        if module.veneer_merged:
             raise StateError(f"{path} is merged already; call unmerge_adapter() first")
+        if module.veneer_kinds[tensor].bias(module) is None and any(e.shift is not None for e, _ in module.equations(tensor)):
+            raise StateError(f"{path} has no bias, and the adapter adds one, so there is nothing to merge it into; nothing was merged")
     if safe:
-        for path, layer in layers:
-            if not bool(merged_matrix(layer).isfinite().all()):
+        for path, module, tensor in active:
+            if not all(bool(t.isfinite().all()) for t in merged(module, tensor) if t is not None):
                 raise StateError(f"merging would write NaN or infinite numbers into {path}; nothing was merged")
     shared = _owners(model)
-    for path, layer in tqdm(layers, desc="merging", unit="layer", disable=not progress):
-        matrix = merged_matrix(layer)
-        weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
-        if shared[id(weight)] > 1:
-            logger.info("%s shares its weight with another module, which keeps the unmerged one", path)
-        if keep or shared[id(weight)] > 1:
-            layer.veneer_merged = (weight,)
-            layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
-        layer.veneer_kind.write(layer, matrix)
-    if not keep:
-        for _, layer in layers:
-            layer.veneer_merged = None
+    for path, module, tensor in tqdm(active, desc="merging", unit="layer", disable=not progress):
+        kind = module.veneer_kinds[tensor]
+        matrix, bias = merged(module, tensor)
+        originals = {}
+        for name in [tensor, *([kind.offset] if kind.offset and bias is not None and bias is not kind.bias(module) else [])]:
+            own = module._parameters[name]
+            assert own is not None
+            if shared[id(own)] > 1:
+                logger.info("%s shares its %s with another module, which keeps the unmerged one", path, name)
+            if keep or shared[id(own)] > 1:
+                originals[name] = own
+                module._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=False)
+        kind.write(module, matrix)
+        if bias is not None and bias is not kind.bias(module):
+            with torch.no_grad():
+                kind.bias(module).copy_(bias)  # type: ignore[union-attr]  # there is one, as was checked
+        if keep:
+            module.veneer_merged |= originals
 
 
 def unmerge(model: nn.Module) -> None:
     """Put the original weights back, the very tensors that were there."""
-    for _, layer in adapted_layers(model):
-        if layer.veneer_merged is not None:
-            layer.weight = layer.veneer_merged[0]
-            layer.veneer_merged = None
+    for _, module in adapted_modules(model):
+        module._parameters.update(module.veneer_merged)
+        module.veneer_merged = {}
 
 
 @torch.no_grad()

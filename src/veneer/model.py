@@ -23,6 +23,7 @@ from .config import CONFIG_NAME, PeftConfig
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError
 from .planning import plan
+from .stepping import watch
 from .wrapping import AdaptedModel, with_signature
 
 logger = logging.getLogger("veneer")
@@ -93,12 +94,14 @@ class PeftModel(nn.Module):
             logger.warning(
                 "newly initialised and not trained: %s; name them in modules_to_save if the task needs them", ", ".join(p.still_random)
             )
-        inject.attach(model, p, name, autocast_adapter_dtype=autocast_adapter_dtype)
+        inject.attach(model, p, config, name, autocast_adapter_dtype=autocast_adapter_dtype)
         config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
-        if config.target_modules is None:
+        if config.target_modules is None and not config.target_parameters:
             # Written out, because other readers of the file have defaults of their own.
             config.target_modules = [s.path for s in p.sites]
         self.peft_config[name] = config
+        if inject.record(model).schedules:
+            watch(model)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -110,6 +113,12 @@ class PeftModel(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (type(self.get_base_model()),), self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        model = self.get_base_model()
+        if inject.RECORD in model.__dict__ and inject.record(model).schedules:
+            watch(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out = self.base_model(*args, **kwargs)
@@ -259,13 +268,16 @@ class PeftModel(nn.Module):
                 self._save_one(Path(save_directory), name, state_dict)
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
-        tensors = files.entries(self.get_base_model(), name)
+        config = self.peft_config[name]
+        tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
         if state_dict is not None:
             own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
-            tensors = {key: state_dict[own[id(t)]] for key, t in tensors.items()}
-        config = self.peft_config[name]
+            tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
         target = directory if name == "default" else directory / name
         content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.to_json().encode()}
+        state = files.states(self.get_base_model(), name)
+        if state:
+            content[files.STATE_NAME] = files.serialise(state)
         if not (target / CARD_NAME).exists():
             content[CARD_NAME] = model_card(config, sum(t.numel() for t in tensors.values())).encode()
         write_atomically(target, content)
@@ -299,7 +311,7 @@ class PeftModel(nn.Module):
         tensors = files.read_tensors(directory)
         new = cls(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
         try:
-            files.load(model, adapter_name, tensors, str(directory))
+            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
         except BaseException:
             inject.detach(model)
             raise
@@ -316,12 +328,12 @@ class PeftModel(nn.Module):
         tensors = files.read_tensors(directory)
         model = self.get_base_model()
         if adapter_name in self.peft_config:
-            files.load(model, adapter_name, tensors, str(directory))
+            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
             return
         config.inference_mode = not is_trainable
         self._attach(adapter_name, config, fresh=False)
         try:
-            files.load(model, adapter_name, tensors, str(directory))
+            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
         except BaseException:
             self.delete_adapter(adapter_name)
             raise

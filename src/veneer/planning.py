@@ -7,31 +7,49 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from .config import HEADS_OF_TASK, PeftConfig, TaskType
-from .errors import TargetError
+from .config import HEADS_OF_TASK, PeftConfig, TaskType, matches
+from .errors import TargetError, suggest
+from .form import Form
 from .heads import new_heads
-from .layers import kind_of
+from .layers import LayerKind, Place, parameter_place, places
 from .layers.adapted import rebindable
 from .methods.base import Method
-from .targets import base_modules, matches, saved_paths, target_paths
+from .targets import base_modules, saved_paths, target_paths
 
 logger = logging.getLogger("veneer")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One layer that will be adapted."""
+    """One weight that will be adapted.
+
+    Args:
+        path: of the module that the configuration names.
+        module: path of the module that holds the weight.
+        kind: how the weight acts.
+        key: what stands between `path` and the parameters' names in the file.
+        form: the weight's rows and columns.
+        method: what adapts it.
+        storage: how it is packed.
+    """
 
     path: str
-    kind: str
-    storage: str
-    shape: tuple[int, int]
+    module: str
+    kind: LayerKind
+    key: str
+    form: Form
     method: Method
+    storage: str
 
     @property
     def parameters(self) -> int:
         """The number of trainable parameters there."""
-        return self.method.count(*self.shape)
+        return self.method.count(self.form)
+
+    @property
+    def weight(self) -> str:
+        """What a table calls it: the path, and the weight's name where the layer has several."""
+        return self.path if self.kind.called else f"{self.module}.{self.kind.tensor}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [("layer", "kind", "storage", "out × in", "parameters")]
-        rows += [(s.path, s.kind, s.storage, f"{s.shape[0]} × {s.shape[1]}", f"{s.parameters:,}") for s in self.sites]
+        rows += [(s.weight, s.kind.name, s.storage, str(s.form), f"{s.parameters:,}") for s in self.sites]
         rows += [(p, "whole module" + (" (new head)" if p in self.new_heads else ""), "", "", f"{n:,}") for p, n in self.saved.items()]
         rows.append(("", "", "", "total", f"{self.trainable:,}"))
         widths = [max(len(r[i]) for r in rows) for i in range(5)]
@@ -91,16 +109,9 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
     named = list(config.modules_to_save or [])
     of_task = [h for h in HEADS_OF_TASK.get(TaskType(config.task_type), ()) if hasattr(model, h)] if config.task_type else []
     saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads])
-    paths = target_paths(model, config, saved, every_name=fresh)
     modules = dict(base_modules(model))
-    sites = []
-    for path in paths:
-        layer = modules[path]
-        kind = kind_of(layer)
-        assert kind is not None, path
-        rebindable(layer, path)
-        _refuse_sharded(layer, path)
-        sites.append(Site(path, kind.name, kind.storage(layer).name, kind.shape(layer), config.method(path)))
+    sites = [*_named(model, modules, config, saved, every_name=fresh), *_bare(modules, config, saved)]
+    _refuse_twice(sites)
     counts = {p: sum(q.numel() for n, q in modules[p].named_parameters() if ".veneer." not in f".{n}") for p in saved}
     asked = [*named, *of_task]
     return Plan(
@@ -108,15 +119,86 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
         counts,
         [h for h in heads if not matches(asked, h)],
         [r for r in random if not matches(saved, r)],
-        _biases(modules, config, paths, saved),
+        _biases(modules, config, sites, saved),
     )
 
 
-def _biases(modules: dict[str, nn.Module], config: PeftConfig, paths: list[str], saved: list[str]) -> list[str]:
+def _named(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, saved: list[str], *, every_name: bool) -> list[Site]:
+    """The weights of the modules that `target_modules` names."""
+    if config.target_parameters and config.target_modules is None:
+        return []
+    paths = target_paths(model, config, saved, every_name=every_name)
+    found = []
+    for path in paths:
+        for place in places(modules[path]):
+            inner = f"{path}.{place.inner}" if place.inner else path
+            if place.inner and inner in paths:
+                raise TargetError(f"target_modules names {path} and {inner}, which is adapted with it; leave {inner} out")
+            if not any(path.startswith(p + ".") and path in _inner_paths(p, modules[p]) for p in paths):
+                found.append(_site(path, inner, modules[inner], place, config))
+    return found
+
+
+def _inner_paths(path: str, module: nn.Module) -> list[str]:
+    return [f"{path}.{place.inner}" for place in places(module) if place.inner]
+
+
+def _bare(modules: dict[str, nn.Module], config: PeftConfig, saved: list[str]) -> list[Site]:
+    """The weights that `target_parameters` names."""
+    if not config.target_parameters:
+        return []
+    names = [(p, n) for p, m in modules.items() for n in m._parameters if not any(p == s or p.startswith(s + ".") for s in saved)]
+    full = {f"{p}.{n}" if p else n: (p, n) for p, n in names}
+    for wanted in config.target_parameters:
+        if not any(matches([wanted], f) for f in full):
+            raise TargetError(f"target_parameters: no parameter is called {wanted!r}.{suggest(wanted, [*full, *(n for _, n in names)])}")
+    hits = [f for f in full if matches(config.target_parameters, f) and not matches(config.exclude_modules, full[f][0])]
+    sites = []
+    for path in dict.fromkeys(full[f][0] for f in hits):
+        own = [full[f][1] for f in hits if full[f][0] == path]
+        for i, name in enumerate(own):
+            place = parameter_place(modules[path], name)
+            if place is None:
+                raise TargetError(f"target_parameters: {path}.{name} is neither a matrix nor a stack of matrices of floating-point numbers")
+            # The format wraps a module once for each of its parameters, the first one innermost.
+            key = "base_layer." * (len(own) - 1 - i)
+            sites.append(_site(path, path, modules[path], Place("", place.kind, key), config, named=f"{path}.{name}"))
+    return sites
+
+
+def _site(path: str, inner: str, module: nn.Module, place: Place, config: PeftConfig, named: str | None = None) -> Site:
+    """One weight, after everything that could be wrong with adapting it was looked for."""
+    kind, method = place.kind, config.method(named or path)
+    form = kind.form(module)
+    if kind.called:
+        rebindable(module, path)
+    elif method.noise.input:
+        raise TargetError(
+            f"{inner}.{kind.tensor} is read as a weight, so there is no input to drop numbers of; set the {config.peft_type} configuration's dropout to 0"
+        )
+    if method.shifts and kind.offset is None:
+        raise TargetError(f"{inner}.{kind.tensor} goes with no bias, and the {config.peft_type} configuration trains one (lora_bias); leave that out")
+    _refuse_sharded(module, inner)
+    why = method.why_not(form)
+    if why is not None:
+        raise TargetError(f"{path} {why}")
+    return Site(path, inner, kind, place.key, form, method, kind.storage(module).name)
+
+
+def _refuse_twice(sites: list[Site]) -> None:
+    seen: dict[tuple[str, bool], Site] = {}
+    for site in sites:
+        other = seen.setdefault((site.module, site.kind.called), site)
+        clash = seen.get((site.module, not site.kind.called))
+        if clash is not None or (other is not site and other.kind.tensor == site.kind.tensor):
+            raise TargetError(f"{site.weight} would be adapted twice, by target_modules and by target_parameters; name it in one of them")
+
+
+def _biases(modules: dict[str, nn.Module], config: PeftConfig, sites: list[Site], saved: list[str]) -> list[str]:
     """Names of the biases to train; those of whole saved modules train in their copy."""
     if config.bias == "none":
         return []
-    owners = modules if config.bias == "all" else {p: modules[p] for p in paths}
+    owners = modules if config.bias == "all" else {s.module: modules[s.module] for s in sites}
     kept = [p for p in owners if not any(p == s or p.startswith(s + ".") for s in saved)]
     return [f"{p}.{n}" if p else n for p in kept for n, b in owners[p]._parameters.items() if "bias" in n and b is not None]
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from .config import PeftConfig
+from .config import PeftConfig, matches
 from .errors import TargetError, suggest
 from .heads import head_modules
-from .layers import kind_of, why_not
+from .layers import is_linear, places, why_not
 from .layers.swap import ADAPTERS
 
 QUERY_NAMES = ("q_proj", "query", "q_lin", "to_q", "wq", "q")
@@ -26,19 +26,6 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if f".{ADAPTERS}." not in f".{path}.":
             yield path, module
-
-
-def matches(targets: str | list[str] | None, path: str) -> bool:
-    """Whether a target names the module at `path`: a string is a regular expression for the whole path, a list holds names or suffixes.
-
-    >>> matches(["q_proj"], "layers.0.q_proj"), matches(["head"], "my_head"), matches(r".*\\.q", "a.q")
-    (True, False, True)
-    """
-    if targets is None:
-        return False
-    if isinstance(targets, str):
-        return re.fullmatch(targets, path) is not None
-    return any(path == t or path.endswith("." + t) for t in targets)
 
 
 def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
@@ -84,7 +71,7 @@ def target_paths(model: nn.Module, config: PeftConfig, saved: list[str], *, ever
     if not hits:
         raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{_known(modules, str(targets))}")
     for p in hits:
-        if kind_of(modules[p]) is None:
+        if not places(modules[p]):
             raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
     return _once(hits, modules)
 
@@ -95,7 +82,7 @@ def _once(paths: list[str], modules: dict[str, nn.Module]) -> list[str]:
 
 
 def _default(modules: dict[str, nn.Module]) -> list[str]:
-    hits = [p for p, m in modules.items() if p.rpartition(".")[2] in QUERY_NAMES + VALUE_NAMES and kind_of(m) is not None]
+    hits = [p for p, m in modules.items() if p.rpartition(".")[2] in QUERY_NAMES + VALUE_NAMES and places(m)]
     if not hits:
         raise TargetError(f"no attention query and value layers were found by name, so target_modules is needed.{_known(modules, '')}")
     return hits
@@ -106,8 +93,7 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
     output = getattr(model, "get_output_embeddings", lambda: None)()
     hits = []
     for p, m in modules.items():
-        kind = kind_of(m)
-        if kind is not None and kind.name in ("linear",) and m is not output and not _inside(p, heads):
+        if is_linear(m) and m is not output and not _inside(p, heads):
             hits.append(p)
     if not hits:
         raise TargetError(f"target_modules: 'all-linear' finds no linear layer outside the head.{_known(modules, '')}")
@@ -136,7 +122,7 @@ def _of_layers(config: PeftConfig) -> str:
 
 def _known(modules: dict[str, nn.Module], name: str) -> str:
     """The nearest names, and the names there are."""
-    leaves = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if kind_of(m) is not None))
+    leaves = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if places(m)))
     numbered = [n for n in leaves if not n.isdigit()] or leaves
     near = suggest(name.rpartition(".")[2], numbered)
     if not leaves:

@@ -70,7 +70,7 @@ def test_half_precision_files_become_float32(saved):
     expected = load_file(saved / "adapter_model.safetensors")[KEY].half()
     change(saved, lambda t: t.update({k: v.half() for k, v in t.items()}))
     model = PeftModel.from_pretrained(base(), saved)
-    p = model.get_base_model()[0].veneer["default"].lora_A
+    p = model.get_base_model()[0].veneer["default"]["weight"].lora_A
     assert p.dtype is torch.float32 and torch.equal(p, expected.float())
 
 

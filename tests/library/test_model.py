@@ -86,7 +86,7 @@ class TestSeveral:
         model.set_adapter("second")
         second = model(x)
         assert not torch.equal(first, second)
-        assert {n for n, p in model.named_parameters() if p.requires_grad} == {f"base_model.model.0.veneer.second.lora_{f}" for f in "AB"}
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == {f"base_model.model.0.veneer.second.weight.lora_{f}" for f in "AB"}
         model.set_adapter("default")
         assert torch.equal(model(x), first)
         model.delete_adapter("second")
@@ -97,7 +97,7 @@ class TestSeveral:
         model.add_adapter("second", lora(use_dora=True))
         layer = model.get_base_model()[0]
         with torch.no_grad():
-            layer.veneer["second"].lora_magnitude_vector.mul_(1.5)
+            layer.veneer["second"]["weight"].lora_magnitude_vector.mul_(1.5)
         outputs = {}
         for names in (["default"], ["second"], ["default", "second"]):
             model.set_adapter(names)
@@ -148,7 +148,7 @@ class TestMerging:
     def test_numbers_that_are_not_finite_are_refused(self, x):
         model = get_peft_model(sequential(), lora(target_modules=["0", "2"]))
         with torch.no_grad():
-            model.get_base_model()[2].veneer["default"].lora_A.fill_(float("inf"))
+            model.get_base_model()[2].veneer["default"]["weight"].lora_A.fill_(float("inf"))
         before = model.get_base_model()[0].weight.detach().clone()
         with pytest.raises(StateError, match="numbers into 2; nothing was merged"):
             model.merge_and_unload(safe_merge=True)

@@ -66,9 +66,9 @@ def test_exclusions_win(vit):
     ("options", "message"),
     [
         ({"target_modules": ["qproj"]}, "'qproj' matches no layer.* Did you mean \"q_proj\""),
-        ({"target_modules": ["q_proj", "nonsense"]}, "'nonsense' matches no layer.*called: q_proj, k_proj"),
+        ({"target_modules": ["q_proj", "nonsense"]}, "'nonsense' matches no layer.*called: projection, q_proj, k_proj"),
         ({"target_modules": r".*\.q"}, "matches no layer"),
-        ({"target_modules": ["layernorm_before"]}, "is a LayerNorm; the layer kinds that can be adapted"),
+        ({"target_modules": ["layernorm_before"]}, "is a LayerNorm; what can be adapted are"),
         ({"target_modules": ["attention"]}, "is a ViTAttention, a container of layers"),
         ({"target_modules": ["fc1"], "layers_to_transform": [9]}, r"among layers_to_transform=\[9\]"),
         ({"target_modules": ["fc1"], "modules_to_save": ["clasifier"]}, "no module is called 'clasifier'.* Did you mean \"classifier\""),
@@ -84,11 +84,15 @@ def test_errors_name_the_remedy_and_change_nothing(vit, options, message):
     assert all(p is before[n][0] and p.requires_grad == before[n][1] for n, p in model.named_parameters())
 
 
-def test_the_output_projection_of_multihead_attention_is_refused_with_the_reason():
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.raises(TargetError, match=r"out_proj, which is the output projection of nn\.MultiheadAttention"):
-        get_peft_model(model, LoraConfig(target_modules=["out_proj"]))
-    assert paths(model, target_modules="all-linear") == ["linear1", "linear2"]
+def test_the_output_projection_of_multihead_attention_is_adapted_where_it_is_read():
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(2, 3, 8)
+    assert paths(model, target_modules="all-linear") == ["self_attn.out_proj", "linear1", "linear2"]
+    adapted = get_peft_model(model, LoraConfig(target_modules=["out_proj"], init_lora_weights=False))
+    adapted(x).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in adapted.parameters() if p.requires_grad)
+    y = adapted.eval()(x)
+    torch.testing.assert_close(adapted.merge_and_unload()(x), y)
 
 
 def test_a_replaced_forward_is_refused():

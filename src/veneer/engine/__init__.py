@@ -1,5 +1,5 @@
-"""How an equation is evaluated: the split and merged strategies, dropout, and who decides between them."""
+"""How an equation is evaluated: the split and merged strategies, what is disturbed in training, and who decides between them."""
 
-from .evaluate import Strategy, evaluate, strategy
+from .evaluate import Strategy, evaluate, merged_bias, merged_matrix, strategy
 
-__all__ = ["Strategy", "evaluate", "strategy"]
+__all__ = ["Strategy", "evaluate", "merged_bias", "merged_matrix", "strategy"]

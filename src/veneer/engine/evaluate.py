@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import Adapted, Diagonal, Operator
+from .noise import disturbed
+
+if TYPE_CHECKING:
+    from ..methods.base import Noise
 
 
 class Strategy(StrEnum):
@@ -45,67 +49,107 @@ def strategy(name: Strategy | str) -> Iterator[None]:
         _strategy = before
 
 
-class Layer(Protocol):
-    """What the engine asks of an adapted layer."""
+class Module(Protocol):
+    """What the engine asks of a module with adapted weights."""
 
-    veneer_kind: Any
+    veneer_kinds: dict[str, Any]
     training: bool
 
     def base_forward(self, x: Tensor) -> Tensor: ...
 
-    def equations(self) -> list[tuple[Adapted, float]]: ...
+    def equations(self, tensor: str) -> list[tuple[Adapted, Noise]]: ...
 
 
-def evaluate(layer: Layer, x: Tensor) -> Tensor:
-    """The output of an adapted layer: W'x + b, or W x + b + Σ (W'_i − W) x for several adapters."""
-    terms = layer.equations()
-    if _strategy is Strategy.MERGED and not any(p for _, p in terms if layer.training):
-        return _merged(layer, [e for e, _ in terms], x)
+def merged_matrix(module: Module, tensor: str, *, disturb: bool = True) -> Tensor:
+    """W' of the active adapters of one weight, as an (out, in) matrix: for several, W + Σ (W'_i − W).
+
+    Args:
+        disturb: in training mode, disturb what the methods disturb there.
+    """
+    total = None
+    for equation, noise in module.equations(tensor):
+        if disturb and module.training and noise:
+            equation = disturbed(equation, noise, equation.W.dense())
+        total = equation.dense() if total is None else total + (equation.dense() - equation.W.dense())
+    assert total is not None
+    return total
+
+
+def merged_bias(module: Module, tensor: str) -> Tensor | None:
+    """b' of the active adapters: for several, b + Σ (b'_i − b)."""
+    own = module.veneer_kinds[tensor].bias(module)
+    total = own
+    for equation, _ in module.equations(tensor):
+        new = equation.bias(own)
+        if new is not own and new is not None:
+            total = new if total is None else total + (new if own is None else new - own)
+    return total
+
+
+def evaluate(layer: Any, x: Tensor) -> Tensor:
+    """The output of an adapted layer that is called."""
+    (tensor,) = layer.veneer_kinds
+    terms = layer.equations(tensor)
+    if _strategy is Strategy.MERGED and not (layer.training and any(noise for _, noise in terms)):
+        return layer.veneer_kind.forward_with(layer, merged_matrix(layer, tensor), merged_bias(layer, tensor), x)
     return _split(layer, terms, x)
 
 
-def _merged(layer: Layer, equations: list[Adapted], x: Tensor) -> Tensor:
-    matrix = equations[0].dense()
-    for e in equations[1:]:
-        matrix = matrix + (e.dense() - e.W.dense())
-    return layer.veneer_kind.forward_with(layer, matrix, x).to(x.dtype)
-
-
-def _split(layer: Layer, terms: list[tuple[Adapted, float]], x: Tensor) -> Tensor:
-    dropped = [F.dropout(x, p, layer.training) if p else x for _, p in terms]
-    if len(terms) == 1 and (terms[0][0].additive or dropped[0] is x):
-        return _adapted(layer, terms[0][0], x, dropped[0])
+def _split(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor:
+    seen = []
+    for i, (equation, noise) in enumerate(terms):
+        if layer.training and noise:
+            terms[i] = (disturbed(equation, noise, layer._parameters[next(iter(layer.veneer_kinds))]), noise)
+        drop = layer.training and noise.input and x.is_floating_point()
+        seen.append(F.dropout(x, noise.input) if drop else x)
+    if len(terms) == 1 and (terms[0][0].additive or seen[0] is x):
+        return _adapted(layer, terms[0][0], x, seen[0])
     y = layer.base_forward(x)
-    for (equation, _), seen in zip(terms, dropped, strict=True):
+    for (equation, _), s in zip(terms, seen, strict=True):
         if equation.additive:
-            y = _add_change(layer, y, equation, seen)
+            y = _add(layer, y, equation, s)
+            if equation.shift is not None:
+                y = y + layer.veneer_kind.spread(layer, equation.shift.to(y.dtype))
         else:
-            # Dropout is of the input of the change W' − W, so W meets both the whole input and the dropped one.
-            y = y + (_adapted(layer, equation, seen, seen) - layer.base_forward(seen))
+            # What is dropped is the input of the change W' − W, so W meets both the whole input and the dropped one.
+            y = y + (_adapted(layer, equation, s, s) - layer.base_forward(s))
     return y
 
 
-def _adapted(layer: Layer, equation: Adapted, x: Tensor, dropped: Tensor) -> Tensor:
+def _adapted(layer: Any, equation: Adapted, x: Tensor, dropped: Tensor) -> Tensor:
     """L (W (R x) + Δ dropped) + b."""
     kind = layer.veneer_kind
-    z = x if equation.R is None else kind.rotate_input(layer, equation.R.to(x.dtype), x)
-    y = layer.base_forward(z)
-    y = _add_change(layer, y, equation, dropped)
-    return y if equation.L is None else _scale(layer, y, equation.L)
+    if equation.R is None:
+        y = layer.base_forward(x)
+    elif kind.rotates_input:
+        y = layer.base_forward(kind.apply(layer, equation.R.to(x.dtype), x))
+    else:
+        y = kind.forward_with(layer, Adapted(equation.W, R=equation.R).dense(), kind.bias(layer), x)
+    y = _add(layer, y, equation, dropped)
+    if equation.L is not None:
+        y = _scale(layer, y, equation.L, equation.scales_bias)
+    return y if equation.shift is None else y + kind.spread(layer, equation.shift.to(y.dtype))
 
 
-def _add_change(layer: Layer, y: Tensor, equation: Adapted, x: Tensor) -> Tensor:
-    if equation.delta is None:
-        return y
+def _add(layer: Any, y: Tensor, equation: Adapted, x: Tensor) -> Tensor:
     # y's type is the layer's compute type (autocast's, where that is on), so the small factors are cast and never the activations.
-    x = x if x.dtype == y.dtype else x.to(y.dtype)
-    return layer.veneer_kind.add_change(layer, y, equation.delta.to(y.dtype), x)
+    if equation.delta is not None:
+        x = x if x.dtype == y.dtype or not x.is_floating_point() else x.to(y.dtype)
+        y = layer.veneer_kind.add(layer, y, equation.delta.to(y.dtype), x)
+    return y
 
 
-def _scale(layer: Layer, y: Tensor, L: Operator) -> Tensor:
-    if not isinstance(L, Diagonal) or y.dtype == L.d.dtype:
-        return layer.veneer_kind.scale_output(layer, y, L.to(y.dtype))
-    # L y = y + (L − 1) y: in half precision 1 + ε rounds to 1, but ε itself does not.
-    b = layer.veneer_kind.bias(layer)
-    offset = (L.d - 1).to(y.dtype)
-    return torch.addcmul(y, y if b is None else y - b.to(y.dtype), offset)
+def _scale(layer: Any, y: Tensor, L: Operator, scales_bias: bool) -> Tensor:
+    """L y, or L (y − b) + b where the bias is not scaled."""
+    kind = layer.veneer_kind
+    b = None if scales_bias else kind.bias(layer)
+    if isinstance(L, Diagonal):
+        # L y = y + (L − 1) y: in half precision 1 + ε rounds to 1, but ε itself does not.
+        offset = kind.spread(layer, (L.d - 1).to(y.dtype))
+        return torch.addcmul(y, y if b is None else y - kind.spread(layer, b.to(y.dtype)), offset)
+    L = L.to(y.dtype)
+    z = kind.on_output(layer, L, y)
+    if b is None:
+        return z
+    b = b.to(y.dtype)
+    return z + kind.spread(layer, b - L.apply(b))

@@ -1,8 +1,9 @@
-"""Attach in place by class swap: a layer's class becomes a cached subclass that evaluates equations.
+"""Attach in place by class swap: a module's class becomes a cached subclass that evaluates equations.
 
-The layer object, its class by `isinstance`, its parameter names and its state-dict keys stay; the adapters live in one child module called
+The module, its class by `isinstance`, its parameter names and its state-dict keys stay; the adapters live in one child module called
 `veneer`. The alternative, wrapping the layer in another module, renames every base weight, and then each feature that knows layer names must learn
-two spellings.
+two spellings. A layer that is called evaluates in its forward (`AdaptedLayer`); a weight that its module reads itself is a property
+that gives W' (`AdaptedParameters`).
 """
 
 from __future__ import annotations
@@ -14,109 +15,193 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engine import evaluate
+from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
+from ..form import Form
 from ..operators import Adapted
 from .base import LayerKind
-from .kinds import kind_of, why_not
 from .swap import Swapped, swap, swap_back
 
 if TYPE_CHECKING:
-    from ..methods.base import Method
+    from ..methods.base import Method, Noise
+
+
+class Values:
+    """The tensors of one equation, as attributes."""
+
+
+class Shared(nn.Module):
+    """Constants that all layers of one adapter share; one module object, so that moving the model moves them once."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name, value, persistent=False)
 
 
 class Adapter(nn.Module):
-    """One adapter of one layer: a method, and the parameters that its equation reads."""
+    """One adapter of one weight: a method, and the tensors that its equation reads."""
 
-    def __init__(self, method: Method, layer: AdaptedLayer, dtype: torch.dtype | None) -> None:
+    def __init__(self, method: Method, form: Form, like: Tensor, dtype: torch.dtype, shared: Shared | None) -> None:
         super().__init__()
-        self.method = method
-        weight = layer.veneer_kind.matrix(layer)
-        dtype = dtype or weight.dtype
-        for spec in method.parameters(*layer.veneer_kind.shape(layer)):
-            value = torch.empty(spec.shape, dtype=dtype, device=weight.device)
+        self.method, self.form = method, form
+        self.shared = shared
+        self.specs = method.all_parameters(form)
+        for spec in self.specs:
+            number = dtype if spec.dtype is None else getattr(torch, spec.dtype)
+            value = torch.empty(spec.stored or spec.shape, dtype=number, device=like.device)
             with torch.no_grad():
                 spec.init(value)
-            self.register_parameter(spec.name, nn.Parameter(value))
-        if not weight.is_meta:
-            with torch.no_grad():
-                method.finish(Adapted(Frozen(layer)), self)
+            if spec.trainable:
+                self.register_parameter(spec.name, nn.Parameter(value))
+            else:
+                self.register_buffer(spec.name, value, persistent=spec.state)
+
+    def values(self) -> Any:
+        """The tensors of the moment in the shapes that the equation reads."""
+        p = Values()
+        for spec in self.specs:
+            setattr(p, spec.name, spec.view(getattr(self, spec.name)))
+        if self.shared is not None:
+            for name, value in self.shared.named_buffers():
+                setattr(p, name, value)
+        return p
 
     def equation(self, W: Adapted) -> Adapted:
-        """W' from W with this adapter's parameters."""
-        return self.method.equation(W, self)
+        """W' from W with this adapter's tensors."""
+        return self.method.equation(W, self.values())
 
-    def keys(self, layer: AdaptedLayer) -> dict[str, nn.Parameter]:
-        """The parameters by their name in the adapter file."""
-        return {s.key: getattr(self, s.name) for s in self.method.parameters(*layer.veneer_kind.shape(layer))}
+    def keys(self) -> dict[str, Tensor]:
+        """The tensors by their name in the adapter file."""
+        return {s.key: getattr(self, s.name) for s in self.specs if s.key}
+
+    def state(self) -> dict[str, Tensor]:
+        """What training has changed besides the parameters, by name."""
+        return {s.name: getattr(self, s.name) for s in self.specs if s.state}
 
     def extra_repr(self) -> str:
         return repr(self.method)
 
 
 class Frozen:
-    """An adapted layer's own weight, as the linear map W of an equation."""
+    """A module's own weight, as the linear map W of an equation."""
 
-    def __init__(self, layer: AdaptedLayer) -> None:
-        self.layer = layer
+    def __init__(self, kind: LayerKind, module: nn.Module) -> None:
+        self.kind, self.module = kind, module
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.layer.veneer_kind.shape(self.layer)
+    def form(self) -> Form:
+        return self.kind.form(self.module)
 
     def dense(self) -> Tensor:
-        return self.layer.veneer_kind.matrix(self.layer).detach()
+        return self.kind.matrix(self.module).detach()
 
 
-class AdaptedLayer(Swapped):
-    """Mixed in before a layer's own class; see `adapt`."""
+class AdaptedModule(Swapped):
+    """What every module with adapted weights has."""
+
+    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_kinds": {}, "veneer_merged": {}, "veneer_reached": False}
+
+    veneer_kinds: dict[str, LayerKind]
+    """The kind of each adapted weight, by its name."""
+    veneer_merged: dict[str, nn.Parameter]
+    """The original parameters while adapters are merged, by name."""
+    veneer_reached: bool
+
+    def adapters(self, tensor: str) -> Iterator[Adapter]:
+        """The active adapters of one weight."""
+        for name in self.veneer_active:
+            found = self.veneer[name]
+            if tensor in found._modules:
+                yield found._modules[tensor]  # type: ignore[misc]  # an Adapter
+
+    def equations(self, tensor: str) -> list[tuple[Adapted, Noise]]:
+        """The active adapters' equations of one weight, each with what is disturbed while training."""
+        W = Adapted(Frozen(self.veneer_kinds[tensor], self))
+        return [(a.equation(W), a.method.noise) for a in self.adapters(tensor)]
+
+
+class AdaptedLayer(AdaptedModule):
+    """Mixed in before the class of a layer that is called."""
 
     PREFIX: ClassVar[str] = "Adapted"
-    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_merged": None, "veneer_reached": False, "veneer_kind": None}
 
-    veneer_kind: LayerKind
-    veneer_merged: tuple[nn.Parameter] | None
-    """The original weight while adapters are merged; in a tuple, so that it is no parameter of the layer."""
-    veneer_reached: bool
+    @property
+    def veneer_kind(self) -> LayerKind:
+        """The kind of the layer's one weight."""
+        return next(iter(self.veneer_kinds.values()))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.veneer_reached = True
-        if not self.veneer_active or self.veneer_merged is not None:
+        if not self.veneer_active or self.veneer_merged:
             return self.base_forward(*args, **kwargs)
         return evaluate(self, *args, **kwargs)
 
-    def adapters(self) -> Iterator[Adapter]:
-        """The active adapters."""
-        for name in self.veneer_active:
-            adapter = self.veneer[name]
-            assert isinstance(adapter, Adapter)
-            yield adapter
 
-    def equations(self) -> list[tuple[Adapted, float]]:
-        """The active adapters' equations, each with its dropout probability."""
-        W = Adapted(Frozen(self))
-        return [(a.equation(W), a.method.dropout) for a in self.adapters()]
+class AdaptedParameters(AdaptedModule):
+    """Mixed in before the class of a module that reads its weights itself; each adapted one becomes a property (see `adapt`)."""
+
+    PREFIX: ClassVar[str] = "Parametrised"
+    ATTRIBUTES: ClassVar[dict[str, Any]] = AdaptedModule.ATTRIBUTES | {"veneer_cache": None}
+
+    veneer_cache: dict[str, Tensor] | None
+    """W' by name, within one forward; modules read a weight once per expert, or several times to look at its type."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.base_forward(*args, **kwargs)
+        self.veneer_cache = {}
+        try:
+            return self.base_forward(*args, **kwargs)
+        finally:
+            self.veneer_cache = None
+
+    @classmethod
+    def member(cls, name: str) -> property:
+        """The property that stands for an adapted weight."""
+        return property(lambda self: self.adapted_weight(name))
+
+    def adapted_weight(self, tensor: str) -> Tensor:
+        """W' of the active adapters in the module's own shape, or the parameter itself."""
+        own = self._parameters[tensor]
+        assert own is not None
+        if not torch.compiler.is_compiling():
+            self.veneer_reached = True
+        if tensor in self.veneer_merged:
+            return own
+        if self.veneer_cache is not None and tensor in self.veneer_cache:
+            return self.veneer_cache[tensor]
+        value = own
+        for name, kind in self.veneer_kinds.items():
+            if tensor in (name, kind.offset) and next(self.adapters(name), None) is not None:
+                found = merged_bias(self, name) if tensor == kind.offset else kind.to_weight(self, merged_matrix(self, name))
+                assert found is not None
+                value = found.to(own.dtype)
+        if self.veneer_cache is not None:
+            self.veneer_cache[tensor] = value
+        return value
 
 
-def adapt(layer: nn.Module, path: str) -> AdaptedLayer:
-    """Make `layer` adaptable in place; nothing else about it changes.
+def adapt(module: nn.Module, kind: LayerKind, path: str) -> AdaptedModule:
+    """Make one weight of a module adaptable in place; nothing else about it changes.
 
     Raises:
-        TargetError: the layer is of no supported kind, or something replaced this one layer's `forward`, so a new class would not be asked.
+        TargetError: something replaced this one layer's `forward`, so a new class would not be asked.
     """
-    if isinstance(layer, AdaptedLayer):
-        return layer
-    kind = kind_of(layer)
-    if kind is None:
-        raise TargetError(f"{path} {why_not(layer)}")
-    hooked = rebindable(layer, path)
-    swap(layer, AdaptedLayer)
-    assert isinstance(layer, AdaptedLayer)
-    layer.veneer_kind = kind
-    if hooked:
-        _rebind(layer)
-    return layer
+    if isinstance(module, AdaptedModule) and kind.tensor in module.veneer_kinds:
+        return module
+    if kind.called:
+        hooked = rebindable(module, path)
+        swap(module, AdaptedLayer)
+        if hooked:
+            _rebind(module)
+    else:
+        own = [n for n in (kind.tensor, kind.offset) if n and module._parameters.get(n) is not None]
+        swap(module, AdaptedParameters, *own)
+    assert isinstance(module, AdaptedModule)
+    module.veneer_kinds[kind.tensor] = kind
+    return module
 
 
 def restore(module: Swapped) -> None:

@@ -1,16 +1,18 @@
 """What differs from one layer class to the next, and from one packing of the weight to the next.
 
-A kind answers: what (out, in) is, how an operator acts on this layer's input, and where the bias goes. A storage answers: read the weight, write
-the weight. Neither knows of any method.
+A kind answers: what form the weight has, how a map acts on this layer's input, and along which dimension its features lie. A storage answers: read
+the weight, write the weight. Neither knows of any method.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from ..operators import Operator
+from ..form import Form
+from ..operators import Diagonal, Operator
 
 
 class Storage(Protocol):
@@ -18,56 +20,90 @@ class Storage(Protocol):
 
     name: str
 
-    def read(self, layer: nn.Module) -> Tensor:
+    def read(self, layer: nn.Module, tensor: str) -> Tensor:
         """The weight as a plain tensor in the layer's own shape."""
         ...
 
-    def write(self, layer: nn.Module, weight: Tensor) -> None:
+    def write(self, layer: nn.Module, tensor: str, value: Tensor) -> None:
         """Replace the weight's numbers, in place."""
         ...
 
 
-class LayerKind(Protocol):
-    """How an (out × in) map acts in one class of layer. All methods take the layer, so a kind holds no state."""
+class LayerKind:
+    """How an (out × in) map acts in one class of layer; a kind holds no state of a layer.
 
-    name: str
+    The defaults are those of a layer that is called with features in the last dimension.
+    """
+
+    name: ClassVar[str]
+    tensor: str = "weight"
+    """The parameter that is adapted."""
+    offset: str | None = "bias"
+    """The parameter that is added to the output."""
+    called: ClassVar[bool] = True
+    """Whether the layer is called; otherwise its parent reads the parameter."""
+    rotates_input: ClassVar[bool] = True
+    """Whether R x is again an input that the layer's own forward takes."""
 
     def matches(self, layer: nn.Module) -> bool:
         """Whether this kind serves the layer."""
-        ...
+        raise NotImplementedError
 
     def storage(self, layer: nn.Module) -> Storage:
         """How the layer's weight is packed."""
-        ...
+        raise NotImplementedError
 
-    def shape(self, layer: nn.Module) -> tuple[int, int]:
-        """(out, in) of the layer as a linear map."""
-        ...
+    def form(self, layer: nn.Module) -> Form:
+        """Rows and columns of the layer as a linear map."""
+        raise NotImplementedError
+
+    def to_matrix(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """The weight in the layer's own shape as an (out, in) matrix."""
+        return weight
+
+    def to_weight(self, layer: nn.Module, matrix: Tensor) -> Tensor:
+        """An (out, in) matrix in the layer's own shape."""
+        return matrix
 
     def matrix(self, layer: nn.Module) -> Tensor:
         """The weight as an (out, in) matrix."""
-        ...
+        return self.to_matrix(layer, self.storage(layer).read(layer, self.tensor))
 
     def write(self, layer: nn.Module, matrix: Tensor) -> None:
         """Replace the weight by an (out, in) matrix."""
-        ...
+        self.storage(layer).write(layer, self.tensor, self.to_weight(layer, matrix))
 
     def bias(self, layer: nn.Module) -> Tensor | None:
         """The layer's bias (out,), or None."""
-        ...
+        return None if self.offset is None else layer._parameters.get(self.offset)
 
-    def rotate_input(self, layer: nn.Module, R: Operator, x: Tensor) -> Tensor:
-        """R x, to be given to the layer's own forward."""
-        ...
+    def spread(self, layer: nn.Module, v: Tensor) -> Tensor:
+        """A vector over features (out,), so that it meets the layer's output elementwise."""
+        return v
 
-    def add_change(self, layer: nn.Module, y: Tensor, delta: Operator, x: Tensor) -> Tensor:
-        """y + Δ x; may overwrite y."""
-        ...
+    def apply(self, layer: nn.Module, S: Operator, x: Tensor) -> Tensor:
+        """S x, without a bias, for the layer's input x."""
+        return S.apply(x)
 
-    def scale_output(self, layer: nn.Module, y: Tensor, L: Operator) -> Tensor:
-        """L (y − b) + b for y = W x + b."""
-        ...
+    def add(self, layer: nn.Module, y: Tensor, S: Operator, x: Tensor) -> Tensor:
+        """y + S x; may overwrite y."""
+        return y + self.apply(layer, S, x)
 
-    def forward_with(self, layer: nn.Module, matrix: Tensor, x: Any) -> Tensor:
-        """The layer's own forward with `matrix` in place of its weight."""
-        ...
+    def on_output(self, layer: nn.Module, L: Operator, y: Tensor) -> Tensor:
+        """L y for the layer's output y."""
+        return y * self.spread(layer, L.d) if isinstance(L, Diagonal) else L.apply(y)
+
+    def forward_with(self, layer: nn.Module, matrix: Tensor, bias: Tensor | None, x: Any) -> Tensor:
+        """The layer's own forward with `matrix` in place of its weight, and `bias` of its bias; the result has the layer's usual type."""
+        raise NotImplementedError
+
+
+def common(x: Tensor, matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The three in their widest type."""
+    dtype = torch.promote_types(x.dtype, matrix.dtype)
+    return x.to(dtype), matrix.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def settled(y: Tensor, x: Tensor) -> Tensor:
+    """y in the type that the layer itself would give for x: x's, or the one that autocast has chosen."""
+    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)

@@ -1,16 +1,17 @@
-"""The kind of `nn.Linear` and its subclasses with a floating-point weight (out, in)."""
+"""The kinds of linear layers: `nn.Linear` and its subclasses with weight (out, in), and transformers' `Conv1D` with weight (in, out)."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..form import Form
 from ..operators import Operator
+from .base import LayerKind, common, settled
 from .storages import FLOAT, FloatStorage
 
 
-class LinearKind:
+class LinearKind(LayerKind):
     """y = W x + b on the last dimension of x."""
 
     name = "linear"
@@ -23,30 +24,33 @@ class LinearKind:
     def storage(self, layer: nn.Module) -> FloatStorage:
         return FLOAT
 
-    def shape(self, layer: nn.Module) -> tuple[int, int]:
-        return layer.out_features, layer.in_features  # type: ignore[return-value]  # nn.Linear's own numbers
+    def form(self, layer: nn.Module) -> Form:
+        return Form(layer.out_features, layer.in_features)  # type: ignore[arg-type]  # nn.Linear's own numbers
 
-    def matrix(self, layer: nn.Module) -> Tensor:
-        return self.storage(layer).read(layer)
+    def add(self, layer: nn.Module, y: Tensor, S: Operator, x: Tensor) -> Tensor:
+        return S.add_to(y, x)
 
-    def write(self, layer: nn.Module, matrix: Tensor) -> None:
-        self.storage(layer).write(layer, matrix)
+    def forward_with(self, layer: nn.Module, matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        return settled(F.linear(*common(x, matrix, bias)), x)
 
-    def bias(self, layer: nn.Module) -> Tensor | None:
-        return layer.bias  # type: ignore[return-value]  # nn.Linear's own
 
-    def rotate_input(self, layer: nn.Module, R: Operator, x: Tensor) -> Tensor:
-        return R.apply(x)
+class TransposedLinearKind(LinearKind):
+    """transformers' `Conv1D`, a linear layer whose weight lies transposed."""
 
-    def add_change(self, layer: nn.Module, y: Tensor, delta: Operator, x: Tensor) -> Tensor:
-        return delta.add_to(y, x)
+    name = "transposed linear"
 
-    def scale_output(self, layer: nn.Module, y: Tensor, L: Operator) -> Tensor:
-        b = self.bias(layer)
-        z = L.apply(y)
-        return z if b is None else z + (b - L.apply(b))
+    def matches(self, layer: nn.Module) -> bool:
+        # By name, so that transformers is not imported for models that are not its own.
+        named = any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(layer).__mro__)
+        weight = layer._parameters.get("weight")
+        return named and weight is not None and weight.dim() == 2 and weight.is_floating_point()
 
-    def forward_with(self, layer: nn.Module, matrix: Tensor, x: Tensor) -> Tensor:
-        b = self.bias(layer)
-        dtype = torch.promote_types(x.dtype, matrix.dtype)
-        return F.linear(x.to(dtype), matrix.to(dtype), None if b is None else b.to(dtype))
+    def form(self, layer: nn.Module) -> Form:
+        in_, out = layer.weight.shape  # type: ignore[union-attr, misc]  # a 2-D parameter
+        return Form(out, in_)
+
+    def to_matrix(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        return weight.mT
+
+    def to_weight(self, layer: nn.Module, matrix: Tensor) -> Tensor:
+        return matrix.mT

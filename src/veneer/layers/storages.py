@@ -11,12 +11,15 @@ class FloatStorage:
 
     name = "float"
 
-    def read(self, layer: nn.Module) -> Tensor:
-        return layer.weight  # type: ignore[return-value]  # kinds with this storage have a tensor there
+    def read(self, layer: nn.Module, tensor: str) -> Tensor:
+        value = layer._parameters[tensor]
+        assert value is not None
+        return value
 
     @torch.no_grad()
-    def write(self, layer: nn.Module, weight: Tensor) -> None:
-        layer.weight.copy_(weight.to(layer.weight.dtype))  # type: ignore[operator, arg-type]  # as above
+    def write(self, layer: nn.Module, tensor: str, value: Tensor) -> None:
+        own = self.read(layer, tensor)
+        own.copy_(value.to(own.dtype))
 
 
 FLOAT = FloatStorage()

@@ -6,6 +6,7 @@ and deep-copied although it has no name to import.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 ADAPTERS = "veneer"
 """The name of the child module that holds a module's adapters."""
 
-_SUBCLASSES: dict[tuple[type, type], type] = {}
+_SUBCLASSES: dict[tuple[type, type, tuple[str, ...]], type] = {}
 
 
 class Swapped(nn.Module):
@@ -22,6 +23,8 @@ class Swapped(nn.Module):
     PREFIX: ClassVar[str]
     ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": ()}
     """Plain attributes of a swapped module, with their first values."""
+    MEMBERS: ClassVar[tuple[str, ...]] = ()
+    """Names that the swapped class defines anew, by `member`."""
 
     veneer: nn.ModuleDict
     veneer_active: tuple[str, ...]
@@ -30,21 +33,27 @@ class Swapped(nn.Module):
         """The forward of the module's own class."""
         return super().forward(*args, **kwargs)
 
+    @classmethod
+    def member(cls, name: str) -> Any:
+        """What stands under one of `MEMBERS` in the swapped class."""
+        raise NotImplementedError
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        mixin = next(c for c in type(self).__mro__ if Swapped in c.__bases__)
-        return _blank, (mixin, own_class(self)), self.__dict__.copy()
+        mixin = next(c for c in type(self).__mro__ if c.__dict__.get("PREFIX") and "MEMBERS" not in c.__dict__)
+        return _blank, (mixin, own_class(self), type(self).MEMBERS), self.__dict__.copy()
 
 
-def _blank(mixin: type[Swapped], cls: type[nn.Module]) -> nn.Module:
-    new: Any = swapped_class(mixin, cls)
+def _blank(mixin: type[Swapped], cls: type[nn.Module], members: tuple[str, ...]) -> nn.Module:
+    new: Any = swapped_class(mixin, cls, members)
     return new.__new__(new)
 
 
-def swapped_class(mixin: type[Swapped], cls: type[nn.Module]) -> type[Any]:
+def swapped_class(mixin: type[Swapped], cls: type[nn.Module], members: tuple[str, ...] = ()) -> type[Any]:
     """The subclass of `cls` with `mixin` in front of it."""
-    key = (mixin, cls)
+    key = (mixin, cls, members)
     if key not in _SUBCLASSES:
-        _SUBCLASSES[key] = type(f"{mixin.PREFIX}{cls.__name__}", (mixin, cls), {"__module__": __name__, "__doc__": cls.__doc__})
+        namespace = {"__module__": __name__, "__doc__": cls.__doc__, "MEMBERS": members} | {m: mixin.member(m) for m in members}
+        _SUBCLASSES[key] = type(f"{mixin.PREFIX}{cls.__name__}", (mixin, cls), namespace)
     return _SUBCLASSES[key]
 
 
@@ -53,12 +62,16 @@ def own_class(module: nn.Module) -> type[nn.Module]:
     return next(c for c in type(module).__mro__ if not issubclass(c, Swapped) and issubclass(c, nn.Module))
 
 
-def swap(module: nn.Module, mixin: type[Swapped]) -> None:
-    """Change the module's class in place."""
+def swap(module: nn.Module, mixin: type[Swapped], *members: str) -> None:
+    """Change the module's class in place; a module that is swapped already gets further members."""
+    if isinstance(module, mixin):
+        members = tuple(dict.fromkeys([*type(module).MEMBERS, *members]))
+        module.__class__ = swapped_class(mixin, own_class(module), members)
+        return
     for name, value in mixin.ATTRIBUTES.items():
-        module.__dict__[name] = value
+        module.__dict__[name] = copy.copy(value)
     module.add_module(ADAPTERS, nn.ModuleDict())
-    module.__class__ = swapped_class(mixin, type(module))
+    module.__class__ = swapped_class(mixin, type(module), members)
 
 
 def swap_back(module: Swapped) -> None:

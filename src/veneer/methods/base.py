@@ -1,15 +1,17 @@
-"""What a method is: named parameters with shapes and inits, and an equation on W. It sees (out, in) and nothing else.
+"""What a method is: named parameters with shapes and inits, and an equation on W. It sees the form of the weight and nothing else.
 
-A method holds numbers (rank, scale) and no tensors; the parameters belong to the adapted layer and come back as `p`. So `equation` is a pure
+A method holds numbers (rank, scale) and no tensors; the tensors belong to the adapted layer and come back as `p`. So `equation` is a pure
 function, a combinator such as DoRA wraps any other method, and the number of trainable parameters is known without building anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+from ..form import Form
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +28,8 @@ class Facts:
     arxiv: str
     equation_number: str
     year: int
+    parameters: str
+    """The number of trainable parameters of an (out × in) layer, as a formula."""
     learning_rate: float
     """A good AdamW learning rate for vision transformers, used as the method's preset."""
     mergeable: bool = True
@@ -33,32 +37,98 @@ class Facts:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One trainable tensor of a method.
+    """One tensor of a method.
 
     Args:
-        name: its attribute name in the adapted layer.
-        key: its name in the adapter file, behind the layer's path.
-        shape: its shape.
-        init: fills the tensor in place; gets the fresh equation's W for the inits that depend on it.
+        name: its attribute name in the equation's `p` and in the adapted layer.
+        key: its name in the adapter file, behind the layer's path; empty for a tensor that no file holds.
+        shape: its shape in the equation.
+        init: fills the stored tensor in place.
+        stored: its shape in the layer and in the file, where that is another.
+        order: the stored tensor holds the equation's dimensions in this order.
+        trainable: False for a constant.
+        state: a constant that training changes, so that a checkpoint keeps it.
+        dtype: the constant's number type by name, where it is not the adapter's.
     """
 
     name: str
     key: str
     shape: tuple[int, ...]
     init: Callable[[Tensor], Any]
+    stored: tuple[int, ...] | None = None
+    order: tuple[int, ...] | None = None
+    trainable: bool = True
+    state: bool = False
+    dtype: str | None = None
 
     @property
     def numel(self) -> int:
         """The number of its elements."""
         return prod(self.shape)
 
+    def view(self, t: Tensor) -> Tensor:
+        """The stored tensor as the equation reads it."""
+        if self.stored is None:
+            return t
+        if self.order is None:
+            return t.reshape(self.shape)
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return t.reshape([self.shape[i] for i in self.order]).permute(inverse)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a method disturbs at random while training, and with which probability; the engine does it, in the same way for every method.
+
+    Args:
+        input: each number of the change's input is zeroed, and the rest scaled up.
+        rows: each row of Δ is zeroed.
+        rescale_rows: the rows that stay are divided by the share that stayed.
+        whole: all of Δ is left out.
+        blocks: this share of a rotation's blocks becomes the identity.
+    """
+
+    input: float = 0.0
+    rows: float = 0.0
+    rescale_rows: bool = True
+    whole: float = 0.0
+    blocks: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.input or self.rows or self.whole or self.blocks)
+
+
+SILENT = Noise()
+
+
+class Schedule:
+    """What a method does around every step of the optimiser, with all the layers of one adapter at once.
+
+    The layers are given with the method's stored tensors as attributes.
+    """
+
+    def before_step(self, layers: Sequence[Any]) -> None:
+        """After gradients were accumulated, unscaled and clipped, before the step."""
+
+    def after_step(self, layers: Sequence[Any]) -> None:
+        """After the step, before gradients are cleared."""
+
 
 class Method:
     """One adapter of one layer, as mathematics."""
 
-    def parameters(self, out: int, in_: int) -> list[Parameter]:
-        """The trainable tensors for an (out × in) layer."""
+    def parameters(self, form: Form) -> list[Parameter]:
+        """The tensors for a layer whose weight has this form; of independent experts, those of one expert unless the method says `of_experts`."""
         raise NotImplementedError
+
+    def of_experts(self, form: Form) -> list[Parameter]:
+        """The tensors for `form.experts` independent maps: by default those of one map, stacked."""
+        assert form.experts is not None
+        return [stacked(p, form.experts) for p in self.parameters(form)]
+
+    def why_not(self, form: Form) -> str | None:
+        """Why a layer of this form cannot have this method, as the end of a sentence; None where it can."""
+        return None
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
         """W' from W and the parameters `p`, whose attributes are named as in `parameters`."""
@@ -68,10 +138,37 @@ class Method:
         """Set what depends on W, once all parameters have their first values."""
 
     @property
-    def dropout(self) -> float:
-        """The probability with which a number of the change's input is zeroed while training."""
-        return 0.0
+    def noise(self) -> Noise:
+        """What is disturbed while training."""
+        return SILENT
 
-    def count(self, out: int, in_: int) -> int:
-        """The number of trainable parameters for an (out × in) layer."""
-        return sum(p.numel for p in self.parameters(out, in_))
+    @property
+    def shifts(self) -> bool:
+        """Whether the equation changes the layer's bias."""
+        return False
+
+    def all_parameters(self, form: Form) -> list[Parameter]:
+        """`parameters`, or `of_experts`, as the form asks."""
+        return self.parameters(form) if form.experts is None else self.of_experts(form)
+
+    def count(self, form: Form) -> int:
+        """The number of trainable parameters for a layer of this form."""
+        return sum(p.numel for p in self.all_parameters(form) if p.trainable)
+
+
+class EachExpert:
+    """An init applied to every expert's own tensor."""
+
+    def __init__(self, init: Callable[[Tensor], Any]) -> None:
+        self.init = init
+
+    def __call__(self, t: Tensor) -> None:
+        for one in t:
+            self.init(one)
+
+
+def stacked(p: Parameter, experts: int) -> Parameter:
+    """The same tensor for each of several experts, in a new first dimension."""
+    stored = None if p.stored is None else (experts, *p.stored)
+    return replace(p, shape=(experts, *p.shape), init=EachExpert(p.init), stored=stored)
+

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import inits
 from .. import operators as op
-from .base import Method, Parameter
+from .base import Form, Method, Noise, Parameter, stacked
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..operators import Adapted
 
 
@@ -24,20 +23,24 @@ class Dora(Method):
     inner: Method
 
     @property
-    def dropout(self) -> float:
-        return self.inner.dropout
+    def noise(self) -> Noise:
+        return self.inner.noise
 
-    def parameters(self, out: int, in_: int) -> list[Parameter]:
-        return [*self.inner.parameters(out, in_), Parameter("lora_magnitude_vector", "lora_magnitude_vector", (out,), _ones)]
+    def _lengths(self, form: Form) -> Parameter:
+        stored = (1, form.out, *(1 for _ in form.kernel)) if form.kernel else None
+        return Parameter("lora_magnitude_vector", "lora_magnitude_vector", (form.out,), inits.ones, stored)
+
+    def parameters(self, form: Form) -> list[Parameter]:
+        return [*self.inner.parameters(form), self._lengths(form)]
+
+    def of_experts(self, form: Form) -> list[Parameter]:
+        assert form.experts is not None
+        return [*self.inner.of_experts(form), stacked(self._lengths(form), form.experts)]
 
     def finish(self, W: Adapted, p: Any) -> None:
         self.inner.finish(W, p)
-        p.lora_magnitude_vector.data.copy_(op.row_norms(self.inner.equation(W, p)))
+        p.lora_magnitude_vector.copy_(op.row_norms(self.inner.equation(W, p)))
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
         V = self.inner.equation(W, p)
         return op.compose(op.Diagonal(p.lora_magnitude_vector / op.row_norms(V)), V)
-
-
-def _ones(t: Tensor) -> None:
-    t.fill_(1.0)

@@ -10,31 +10,63 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .adapted import Adapted, FrozenMap, compose, row_norms
+    from .adapted import Adapted, FrozenMap, compose, rotate, row_norms, wider
     from .base import Cost, Operator, Sum, stack
+    from .block_diagonal import BlockDiagonal, Butterfly
+    from .cayley import cayley, cayley_neumann, skew
     from .dense import Dense
     from .diagonal import Diagonal
+    from .hadamard import Hadamard
+    from .kronecker import Kronecker
     from .low_rank import LowRank
+    from .products import IdentityPlus, Product
+    from .reflections import orthonormal, reflections
 
 _HOME = {
-    "Adapted": "adapted",
-    "FrozenMap": "adapted",
-    "compose": "adapted",
-    "row_norms": "adapted",
-    "Cost": "base",
-    "Operator": "base",
-    "Sum": "base",
-    "stack": "base",
-    "Dense": "dense",
-    "Diagonal": "diagonal",
-    "LowRank": "low_rank",
+    "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
+    "base": ["Cost", "Operator", "Sum", "stack"],
+    "block_diagonal": ["BlockDiagonal", "Butterfly"],
+    "cayley": ["cayley", "cayley_neumann", "skew"],
+    "dense": ["Dense"],
+    "diagonal": ["Diagonal"],
+    "hadamard": ["Hadamard"],
+    "kronecker": ["Kronecker"],
+    "low_rank": ["LowRank"],
+    "products": ["IdentityPlus", "Product"],
+    "reflections": ["orthonormal", "reflections"],
 }
+_FILE = {name: file for file, names in _HOME.items() for name in names}
 
-__all__ = ["Adapted", "Cost", "Dense", "Diagonal", "FrozenMap", "LowRank", "Operator", "Sum", "compose", "row_norms", "stack"]
+__all__ = [
+    "Adapted",
+    "BlockDiagonal",
+    "Butterfly",
+    "Cost",
+    "Dense",
+    "Diagonal",
+    "FrozenMap",
+    "Hadamard",
+    "IdentityPlus",
+    "Kronecker",
+    "LowRank",
+    "Operator",
+    "Product",
+    "Sum",
+    "cayley",
+    "cayley_neumann",
+    "compose",
+    "orthonormal",
+    "reflections",
+    "rotate",
+    "row_norms",
+    "skew",
+    "stack",
+    "wider",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _FILE:
         raise AttributeError(f"module 'veneer.operators' has no attribute {name!r}")
-    globals()[name] = value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value = getattr(import_module(f".{_FILE[name]}", __name__), name)
     return value

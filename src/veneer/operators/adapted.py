@@ -1,6 +1,6 @@
-"""The normal form of an adapted weight, W' = L (W R + Δ), and how equations build it.
+"""The normal form of an adapted layer, W' = L (W R + Δ), and how equations build it.
 
-A method writes its paper's formula on W with `+`, `*` and `compose`; what comes out is always this one form, so everything that crosses
+A method writes its paper's formula on W with `+`, `*`, `compose` and `rotate`; what comes out is always this one form, so everything that crosses
 methods (evaluation, merging, conversion) is written once, over four slots. The alternative, one forward per method, is what makes other
 libraries long. `compose` is a function because torch.compile's tracer takes `+` and `*` on plain objects, but not `@`.
 """
@@ -13,15 +13,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..form import Form
 from .base import Operator
+from .products import Product
 
 
 class FrozenMap(Protocol):
     """The frozen layer as a linear map: what an equation may ask of W."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+    def form(self) -> Form:
+        """Its rows and columns."""
         ...
 
     def dense(self) -> Tensor:
@@ -31,17 +33,21 @@ class FrozenMap(Protocol):
 
 @dataclass(eq=False)
 class Adapted:
-    """W' = L · (W · R + Δ); an empty slot is the identity (L, R) or zero (Δ)."""
+    """W' = L · (W · R + Δ) and b' = b, or L b, plus a shift; an empty slot is the identity (L, R) or zero (Δ, shift)."""
 
     W: FrozenMap
     R: Operator | None = None
     delta: Operator | None = None
     L: Operator | None = None
+    scales_bias: bool = False
+    """Whether L acts on the layer's bias too."""
+    shift: Tensor | None = None
+    """Added to the bias: (out,)."""
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return self.W.shape
+    def form(self) -> Form:
+        """Rows and columns of W."""
+        return self.W.form
 
     @property
     def additive(self) -> bool:
@@ -57,10 +63,18 @@ class Adapted:
         """W' as an (out, in) tensor in the widest of the types involved."""
         M = self.W.dense()
         if self.R is not None:
-            M = self.R.right_of(M.to(_wider(M, self.R)))
+            M = self.R.right_of(M.to(wider(M, self.R)))
         if self.delta is not None:
             M = M + self.delta.dense()
-        return M if self.L is None else self.L.left_of(M.to(_wider(M, self.L)))
+        return M if self.L is None else self.L.left_of(M.to(wider(M, self.L)))
+
+    def bias(self, b: Tensor | None) -> Tensor | None:
+        """b' from the layer's own bias b."""
+        if b is not None and self.scales_bias and self.L is not None:
+            b = self.L.apply(b.to(wider(b, self.L)))
+        if self.shift is None:
+            return b
+        return self.shift if b is None else b + self.shift
 
 
 def compose(left: Operator | Adapted, right: Operator | Adapted) -> Adapted:
@@ -70,14 +84,17 @@ def compose(left: Operator | Adapted, right: Operator | Adapted) -> Adapted:
         TypeError: both sides, or neither, are equations; or a rotation of the input would follow Δ or L, which the normal form cannot say.
     """
     if isinstance(right, Adapted) and isinstance(left, Operator):
-        if right.L is not None:
-            raise TypeError("this equation already has a left factor")
-        return replace(right, L=left)
+        return replace(right, L=left if right.L is None else Product(left, right.L))
     if isinstance(left, Adapted) and isinstance(right, Operator):
         if not (left.additive and left.delta is None):
             raise TypeError("an equation multiplies from the right before anything else: L (W R + Δ)")
         return replace(left, R=right)
     raise TypeError(f"compose takes one equation and one operator, got {type(left).__name__} and {type(right).__name__}")
+
+
+def rotate(W: Adapted, T: Operator) -> Adapted:
+    """W T; of an embedding T W, because its features are its rows."""
+    return compose(T, W) if W.form.lookup else compose(W, T)
 
 
 @torch.no_grad()
@@ -97,7 +114,8 @@ def row_norms(V: Adapted) -> Tensor:
     return total.clamp_min(0).sqrt()
 
 
-def _wider(M: Tensor, S: Operator) -> torch.dtype:
+def wider(M: Tensor, S: Operator) -> torch.dtype:
+    """The type that holds the numbers of both."""
     widest = M.dtype
 
     def look(t: Tensor) -> Tensor:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .low_rank import LowRank
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,18 @@ class Operator:
         """Σ_j S_ij² for every row i: (out,)."""
         return self.dense().square().sum(-1)
 
+    def columns(self, ids: Tensor) -> Tensor:
+        """The columns of S with these numbers: (…) → (…, out)."""
+        return F.embedding(ids, self.dense().mT)
+
+    def low_rank(self) -> LowRank | None:
+        """The same map as B A, where its structure gives factors without loss."""
+        return None
+
+    def drop_blocks(self, p: float) -> Operator:
+        """The same rotation with a share p of its blocks, drawn at random, replaced by the identity."""
+        return self
+
     def left_of(self, M: Tensor) -> Tensor:
         """S M for a dense (in, n) matrix M."""
         return self.apply(M.mT).mT
@@ -89,6 +105,14 @@ class Operator:
 
     def __rmul__(self, s: float) -> Operator:
         return self.scaled(s)
+
+
+def times(x: Tensor, M: Tensor) -> Tensor:
+    """x Mᵀ on the last dimension: (…, in) → (…, out); the leading dimensions of a batch of matrices pair with those of x."""
+    if M.dim() == 2 or x.dim() == M.dim():
+        return x @ M.mT
+    first = M.dim() - 2
+    return (x.flatten(first, -2) @ M.mT).unflatten(first, x.shape[first:-1])
 
 
 T = TypeVar("T")
@@ -124,6 +148,18 @@ class Sum(Operator):
         for term in self.terms:
             y = term.add_to(y, x)
         return y
+
+    def columns(self, ids: Tensor) -> Tensor:
+        total = self.terms[0].columns(ids)
+        for term in self.terms[1:]:
+            total = total + term.columns(ids)
+        return total
+
+    def low_rank(self) -> LowRank | None:
+        from .low_rank import concatenate
+
+        found = [t.low_rank() for t in self.terms]
+        return None if any(f is None for f in found) else concatenate([f for f in found if f is not None])
 
     def transpose(self) -> Operator:
         return Sum(tuple(t.transpose() for t in self.terms))

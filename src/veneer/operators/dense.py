@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Cost, Operator
+from .base import Cost, Operator, times
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Dense(Operator):
         return self.M.shape[-2], self.M.shape[-1]
 
     def apply(self, x: Tensor) -> Tensor:
-        return x @ self.M.mT
+        return times(x, self.M)
 
     def transpose(self) -> Dense:
         return Dense(self.M.mT)

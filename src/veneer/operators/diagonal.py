@@ -24,11 +24,9 @@ class Diagonal(Operator):
     def shape(self) -> tuple[int, int]:
         return self.d.shape[-1], self.d.shape[-1]
 
-    def _row(self) -> Tensor:
-        return self.d if self.d.dim() == 1 else self.d.unsqueeze(-2)
-
     def apply(self, x: Tensor) -> Tensor:
-        return x * self._row()
+        batch = self.d.shape[:-1]
+        return x * self.d.reshape(*batch, *(1,) * (x.dim() - 1 - len(batch)), -1)
 
     def transpose(self) -> Diagonal:
         return self

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Cost, Operator
+from .base import Cost, Operator, times
 
 
 @dataclass(eq=False)
@@ -35,14 +38,20 @@ class LowRank(Operator):
         return self.A.shape[-2]
 
     def apply(self, x: Tensor) -> Tensor:
-        return (x @ self.A.mT) @ self.B.mT
+        return times(times(x, self.A), self.B)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        h = x @ self.A.mT  # (…, r)
+        h = times(x, self.A)  # (…, r)
         if self.B.dim() > 2 or not y.is_contiguous():
-            return y + h @ self.B.mT
+            return y + times(h, self.B)
         # Accumulating into y saves the pass over a tokens × out tensor that a separate sum would cost.
         return y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT).view(y.shape)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return times(F.embedding(ids, self.A.mT), self.B)
+
+    def low_rank(self) -> LowRank:
+        return self
 
     def transpose(self) -> LowRank:
         return LowRank(self.A.mT, self.B.mT)
@@ -66,3 +75,8 @@ class LowRank(Operator):
 
     def squared_row_norms(self) -> Tensor:
         return ((self.B @ (self.A @ self.A.mT)) * self.B).sum(-1)
+
+
+def concatenate(terms: Sequence[LowRank]) -> LowRank:
+    """The sum of low-rank maps as one, whose rank is the sum of theirs."""
+    return LowRank(torch.cat([t.B for t in terms], -1), torch.cat([t.A for t in terms], -2))

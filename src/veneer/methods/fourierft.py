@@ -1,0 +1,96 @@
+"""FourierFT: W' = W + s Re(F⁻¹(E)), E zero but for n trained entries at random places (arXiv:2405.03003, eq. 2 to 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import inits
+from .. import operators as op
+from ..config import BiasConfig, pattern_value, register
+from ..errors import ConfigError
+from .base import Facts, Form, Method, Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..operators import Adapted
+
+
+@register
+@dataclass(kw_only=True)
+class FourierFTConfig(BiasConfig):
+    """Configuration of FourierFT; the fields are those of the public format.
+
+    Args:
+        n_frequency: n, the number of trained entries of the spectrum.
+        n_frequency_pattern: {layer name or regular expression: n}.
+        scaling: s.
+        random_loc_seed: the seed of the entries' places.
+        fan_in_fan_out: accepted because files hold it; the layer's own kind decides how its weight lies.
+        init_weights: True starts with a spectrum of zeros, False (the format's default) with a random one.
+    """
+
+    PEFT_TYPE: ClassVar[str] = "FOURIERFT"
+    BIAS_ONLY: ClassVar[str] = "fourier_only"
+
+    n_frequency: int = 1000
+    n_frequency_pattern: dict[str, int] = field(default_factory=dict)
+    scaling: float = 150.0
+    random_loc_seed: int = 777
+    fan_in_fan_out: bool = False
+    init_weights: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.n_frequency_pattern = self.n_frequency_pattern or {}
+        for n in (self.n_frequency, *self.n_frequency_pattern.values()):
+            if not isinstance(n, int) or n < 1:
+                raise ConfigError(f"n_frequency: a whole number of at least 1, got {n!r}")
+
+    @classmethod
+    def facts(cls) -> Facts:
+        return Facts("FourierFT", "W' = W + s·Re(F⁻¹(E)), E sparse", "2405.03003", "2", 2024, "n", learning_rate=5e-2)
+
+    def method(self, path: str) -> Method:
+        n = pattern_value(self.n_frequency_pattern, path, self.n_frequency)
+        return FourierFT(n, self.scaling, self.random_loc_seed, self.init_weights)
+
+
+class Places:
+    """The first n of all the places of an (out × in) spectrum in an order that a seed draws."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __call__(self, t: Tensor) -> None:
+        import torch
+
+        t.copy_(torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed))[: len(t)])
+
+
+@dataclass(frozen=True)
+class FourierFT(Method):
+    """FourierFT of n frequencies and scale s."""
+
+    n: int
+    s: float
+    seed: int
+    init: bool
+
+    def why_not(self, form: Form) -> str | None:
+        return f"has {form.out * form.in_} entries in its spectrum, fewer than n_frequency={self.n}" if self.n > form.out * form.in_ else None
+
+    def parameters(self, form: Form) -> list[Parameter]:
+        places = Places(form.out * form.in_, self.seed)
+        return [
+            Parameter("spectrum", "fourierft_spectrum", (self.n,), inits.zeros if self.init else inits.normal(1.0)),
+            Parameter("places", "", (self.n,), places, trainable=False, dtype="int64"),
+        ]
+
+    def equation(self, W: Adapted, p: Any) -> Adapted:
+        import torch
+
+        values = p.spectrum.to(torch.promote_types(p.spectrum.dtype, torch.float32))
+        E = values.new_zeros(*values.shape[:-1], W.form.out * W.form.in_).scatter(-1, p.places, values)
+        return W + self.s * op.Dense(torch.fft.ifft2(E.unflatten(-1, (W.form.out, W.form.in_))).real)

@@ -1,0 +1,116 @@
+"""Block diagonal, and butterflies, which collapse to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Cost, Operator
+
+
+@dataclass(eq=False)
+class BlockDiagonal(Operator):
+    """diag(S_1 … S_n), one product per block.
+
+    Args:
+        blocks: (…, n, b, b); n copies of one shared block may be an expanded view.
+    """
+
+    blocks: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, b = self.blocks.shape[-3:-1]
+        return n * b, n * b
+
+    def apply(self, x: Tensor) -> Tensor:
+        n, b = self.blocks.shape[-3:-1]
+        rule = "...ni,nji->...nj" if self.blocks.dim() == 3 else "e...ni,enji->e...nj"
+        return torch.einsum(rule, x.unflatten(-1, (n, b)), self.blocks).flatten(-2)
+
+    def transpose(self) -> BlockDiagonal:
+        return BlockDiagonal(self.blocks.mT)
+
+    def scaled(self, s: float) -> BlockDiagonal:
+        return BlockDiagonal(s * self.blocks)
+
+    def dense(self) -> Tensor:
+        n = self.blocks.shape[-3]
+        eye = torch.eye(n, dtype=self.blocks.dtype, device=self.blocks.device)
+        return torch.einsum("...nij,nm->...nimj", self.blocks, eye).reshape(*self.blocks.shape[:-3], *self.shape)
+
+    def drop_blocks(self, p: float) -> BlockDiagonal:
+        """int(p n) blocks become the identity."""
+        return BlockDiagonal(_with_identities(self.blocks, p))
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        n, b = self.blocks.shape[-3:-1]
+        return Cost(2 * tokens * n * b * b, itemsize * (2 * tokens * n * b + n * b * b))
+
+
+@dataclass(eq=False)
+class Butterfly(Operator):
+    """S_m ⋯ S_2 S_1 with S_i = P_i diag(blocks_i) P_iᵀ, where P_i gathers, in chunks of b 2^(i−1) numbers, first the even and then the odd half blocks.
+
+    S_i mixes nothing across its chunks, so the whole is block diagonal with blocks of b 2^(m−1), and is applied as that: the factors meet each other
+    on (in × block) numbers, once, and never the tokens (arXiv:2311.06243, §4; the permutations are those of the file format).
+
+    Args:
+        blocks: (…, m, n, b, b).
+    """
+
+    blocks: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        n, b = self.blocks.shape[-3:-1]
+        return n * b, n * b
+
+    def collapsed(self) -> BlockDiagonal:
+        """The same map with one block for each chunk of the last factor."""
+        *batch, m, n, b, _ = self.blocks.shape
+        wide = b << (m - 1)
+        M = BlockDiagonal(self.blocks[..., 0, :, :, :].unflatten(-3, (n * b // wide, wide // b))).dense()  # (…, N, wide, wide)
+        for i in range(1, m):
+            half, chunk = b // 2, b << i
+            # Rows as (chunks, pairs of half blocks, 2, half): Pᵀ puts the gathered order back into the order of the blocks, P undoes it.
+            rows = M.reshape(*batch, -1, wide // chunk, 2, chunk // b, half, wide)
+            inner = rows.transpose(-4, -3).reshape(*batch, -1, wide // b, b, wide)
+            inner = self.blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)) @ inner
+            rows = inner.reshape(*batch, -1, wide // chunk, chunk // b, 2, half, wide).transpose(-4, -3)
+            M = rows.reshape(*batch, -1, wide, wide)
+        return BlockDiagonal(M)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.collapsed().apply(x)
+
+    def transpose(self) -> BlockDiagonal:
+        return self.collapsed().transpose()
+
+    def scaled(self, s: float) -> BlockDiagonal:
+        return self.collapsed().scaled(s)
+
+    def dense(self) -> Tensor:
+        return self.collapsed().dense()
+
+    def drop_blocks(self, p: float) -> Butterfly:
+        """int(p n) blocks of one factor, drawn at random, become the identity."""
+        m = self.blocks.shape[-4]
+        here = (torch.arange(m, device=self.blocks.device) == torch.randint(m, (), device=self.blocks.device)).view(m, 1, 1, 1)
+        return Butterfly(torch.where(here, _with_identities(self.blocks, p), self.blocks))
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        *_, m, n, b, _ = self.blocks.shape
+        wide = b << (m - 1)
+        build = Cost(2 * (m - 1) * n * b * b * wide, itemsize * 2 * m * n * b * wide)
+        return build + Cost(2 * tokens * n * b * wide, itemsize * (2 * tokens * n * b + n * b * wide))
+
+
+def _with_identities(blocks: Tensor, p: float) -> Tensor:
+    """(…, n, b, b) with int(p n) of the n blocks, the same in every batch, replaced by the identity."""
+    n, b = blocks.shape[-3:-1]
+    chosen = torch.rand(n, device=blocks.device).argsort() < int(p * n)
+    eye = torch.eye(b, dtype=blocks.dtype, device=blocks.device)
+    return torch.where(chosen.view(n, 1, 1), eye, blocks)

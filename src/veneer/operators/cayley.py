@@ -1,0 +1,40 @@
+"""Orthogonal blocks from skew-symmetric ones: the Cayley transform, exact and as a series.
+
+A skew Q (Qᵀ = −Q) gives an orthogonal (I − Q)(I + Q)⁻¹, which is the identity for Q = 0 and has determinant 1 (arXiv:2306.07280, eq. 3). The series of
+the file format approximates its transpose (I + Q)(I − Q)⁻¹ instead, so which of the two made a file decides what the file means.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def skew(upper: Tensor, b: int) -> Tensor:
+    """U − Uᵀ from the strict upper triangles, row by row: (…, b (b − 1) / 2) → (…, b, b)."""
+    rows, columns = torch.triu_indices(b, b, 1, device=upper.device)
+    U = upper.new_zeros(*upper.shape[:-1], b, b)
+    U[..., rows, columns] = upper
+    return U - U.mT
+
+
+def cayley(Q: Tensor) -> Tensor:
+    """(I − Q)(I + Q)⁻¹, block by block: (…, b, b)."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    wide = Q.to(torch.promote_types(Q.dtype, torch.float32))
+    return torch.linalg.solve(eye + wide, eye - wide, left=False).to(Q.dtype)
+
+
+def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
+    """I + 2 Q + 2 Q² + … + Qⁿ⁻¹ with n terms, near (I + Q)(I − Q)⁻¹ where ‖Q‖ < 1; the last power of n ≥ 4 counts once, and 3 means 4."""
+    R = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).expand_as(Q)
+    if terms > 1:
+        R = R + 2 * Q
+    if terms > 2:
+        power = Q @ Q
+        R = R + 2 * power
+        for _ in range(3, terms - 1):
+            power = power @ Q
+            R = R + 2 * power
+        R = R + power @ Q
+    return R

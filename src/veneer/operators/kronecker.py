@@ -1,0 +1,71 @@
+"""Kronecker: a small map of small maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Cost, Operator
+
+
+@dataclass(eq=False)
+class Kronecker(Operator):
+    """S ⊗ T, applied as (S ⊗ T) vec(X) = vec(S X Tᵀ) on x read as a matrix X, so the product is never formed.
+
+    Args:
+        S: (a × c).
+        T: (b × d); the whole is (a·b × c·d).
+    """
+
+    S: Operator
+    T: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        (a, c), (b, d) = self.S.shape, self.T.shape
+        return a * b, c * d
+
+    def apply(self, x: Tensor) -> Tensor:
+        (a, c), (b, d) = self.S.shape, self.T.shape
+        X = x.unflatten(-1, (c, d))
+        if c * d * b + b * c * a <= c * d * a + a * d * b:
+            Y = self.S.apply(self.T.apply(X).mT).mT
+        else:
+            Y = self.T.apply(self.S.apply(X.mT).mT)
+        return Y.reshape(*x.shape[:-1], a * b)
+
+    def transpose(self) -> Kronecker:
+        return Kronecker(self.S.transpose(), self.T.transpose())
+
+    def scaled(self, s: float) -> Kronecker:
+        if self.S.shape[0] * self.S.shape[1] <= self.T.shape[0] * self.T.shape[1]:
+            return Kronecker(self.S.scaled(s), self.T)
+        return Kronecker(self.S, self.T.scaled(s))
+
+    def dense(self) -> Tensor:
+        out, in_ = self.shape
+        S, T = self.S.dense(), self.T.dense()
+        return torch.einsum("...ac,...bd->...abcd", S, T).reshape(*S.shape[:-2], out, in_)
+
+    def columns(self, ids: Tensor) -> Tensor:
+        d = self.T.shape[1]
+        left, right = self.S.columns(ids // d), self.T.columns(ids % d)
+        return (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2)
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        (a, c), (b, d) = self.S.shape, self.T.shape
+        first = self.T.cost(tokens * c, itemsize) + self.S.cost(tokens * b, itemsize)
+        second = self.S.cost(tokens * d, itemsize) + self.T.cost(tokens * a, itemsize)
+        return first if c * d * b + b * c * a <= c * d * a + a * d * b else second
+
+    def row_dot(self, W: Operator | Tensor) -> Tensor:
+        (a, c), (b, d) = self.S.shape, self.T.shape
+        dense = W if isinstance(W, Tensor) else W.dense()
+        W4 = dense.unflatten(-1, (c, d)).unflatten(-3, (a, b))
+        return torch.einsum("...abcd,...ac,...bd->...ab", W4, self.S.dense(), self.T.dense()).flatten(-2)
+
+    def squared_row_norms(self) -> Tensor:
+        S, T = self.S.squared_row_norms(), self.T.squared_row_norms()
+        return (S.unsqueeze(-1) * T.unsqueeze(-2)).flatten(-2)

@@ -1,0 +1,81 @@
+"""Products, and the identity plus a small map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Cost, Operator
+
+
+@dataclass(eq=False)
+class Product(Operator):
+    """S T.
+
+    Args:
+        S: (out × k).
+        T: (k × in).
+    """
+
+    S: Operator
+    T: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.S.shape[0], self.T.shape[1]
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.S.apply(self.T.apply(x))
+
+    def columns(self, ids: Tensor) -> Tensor:
+        return self.S.apply(self.T.columns(ids))
+
+    def transpose(self) -> Product:
+        return Product(self.T.transpose(), self.S.transpose())
+
+    def scaled(self, s: float) -> Product:
+        return Product(self.S.scaled(s), self.T)
+
+    def dense(self) -> Tensor:
+        return self.S.left_of(self.T.dense())
+
+    def drop_blocks(self, p: float) -> Product:
+        """Of both factors."""
+        return Product(self.S.drop_blocks(p), self.T.drop_blocks(p))
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        return self.T.cost(tokens, itemsize) + self.S.cost(tokens, itemsize)
+
+
+@dataclass(eq=False)
+class IdentityPlus(Operator):
+    """I + S.
+
+    Args:
+        S: (n × n).
+    """
+
+    S: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.S.shape
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x + self.S.apply(x)
+
+    def transpose(self) -> IdentityPlus:
+        return IdentityPlus(self.S.transpose())
+
+    def scaled(self, s: float) -> Operator:
+        raise NotImplementedError("s (I + S) is no I + S; scale what it is composed with")
+
+    def dense(self) -> Tensor:
+        S = self.S.dense()
+        return torch.eye(self.shape[0], dtype=S.dtype, device=S.device) + S
+
+    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
+        n = self.shape[0]
+        return self.S.cost(tokens, itemsize) + Cost(tokens * n, itemsize * 2 * tokens * n)
