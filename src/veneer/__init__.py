@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .config import PeftConfig, TaskType
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError
-    from .methods.lora import LoraConfig
     from .model import PeftModel, get_peft_model
     from .planning import Plan, plan
 
@@ -34,14 +33,10 @@ _HOME = {
     "strategy": "engine",
 }
 
-__all__ = [
-    "AdapterFileError", "ConfigError", "DataError", "LoraConfig", "PeftConfig", "PeftModel", "Plan", "StateError", "TargetError", "TaskType",
-    "VeneerError", "get_peft_model", "plan", "strategy",
-]  # fmt: skip
-
-
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
+    if name == "__all__":
+        value = sorted([*_HOME, *_configs()])
+    elif name in _HOME:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     else:
         value = _config_class(name)
@@ -53,12 +48,15 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def _config_class(name: str) -> Any:
-    """A method's configuration class, such as `LoraConfig`: found by the method's file, not listed here."""
-    if name.endswith("Config"):
-        from .config import config_classes
+def _configs() -> dict[str, Any]:
+    """Every method's configuration class, such as `LoraConfig`, by its name; found by the methods' files, not listed here."""
+    from .config import config_classes
 
-        for cls in config_classes().values():
-            if cls.__name__ == name:
-                return cls
-    raise AttributeError(f"module 'veneer' has no attribute {name!r}")
+    return {c.__name__: c for c in config_classes().values()}
+
+
+def _config_class(name: str) -> Any:
+    found = _configs() if name.endswith("Config") else {}
+    if name not in found:
+        raise AttributeError(f"module 'veneer' has no attribute {name!r}")
+    return found[name]

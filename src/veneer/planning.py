@@ -125,7 +125,7 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
 
 def _named(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, saved: list[str], *, every_name: bool) -> list[Site]:
     """The weights of the modules that `target_modules` names."""
-    if config.target_parameters and config.target_modules is None:
+    if config.target_parameters and not config.target_modules:
         return []
     paths = target_paths(model, config, saved, every_name=every_name)
     found = []

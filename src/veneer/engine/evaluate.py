@@ -149,7 +149,6 @@ def _scale(layer: Any, y: Tensor, L: Operator, scales_bias: bool) -> Tensor:
         return torch.addcmul(y, y if b is None else y - kind.spread(layer, b.to(y.dtype)), offset)
     L = L.to(y.dtype)
     z = kind.on_output(layer, L, y)
-    if b is None:
-        return z
-    b = b.to(y.dtype)
-    return z + kind.spread(layer, b - L.apply(b))
+    if b is not None:
+        z = z + kind.spread(layer, b.to(y.dtype) - L.apply(b.to(y.dtype)))
+    return z.to(y.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from math import sqrt
+from math import isqrt, sqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import inits
@@ -108,7 +108,8 @@ class Oft(Method):
             logger.warning("OFT: %s %d does not divide %d; %d is used", "r" if self.r else "oft_block_size", wanted, W.form.features, got)
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
-        n, b = self.blocks(W.form)
+        b = (1 + isqrt(1 + 8 * p.oft_R.shape[-1])) // 2
+        n = W.form.features // b
         Q = op.skew(p.oft_R, b)
         if self.eps is not None:
             Q = within(Q, self.eps / sqrt(Q.shape[-3]))

@@ -13,27 +13,25 @@ if TYPE_CHECKING:
     from .adapted import Adapted, FrozenMap, compose, rotate, row_norms, wider
     from .base import Cost, Operator, Sum, stack
     from .block_diagonal import BlockDiagonal, Butterfly
-    from .cayley import cayley, cayley_neumann, skew
     from .dense import Dense
     from .diagonal import Diagonal
     from .hadamard import Hadamard
     from .kronecker import Kronecker
     from .low_rank import LowRank
     from .products import IdentityPlus, Product
-    from .reflections import orthonormal, reflections
+    from .rotations import cayley, cayley_neumann, orthonormal, reflections, skew
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
     "base": ["Cost", "Operator", "Sum", "stack"],
     "block_diagonal": ["BlockDiagonal", "Butterfly"],
-    "cayley": ["cayley", "cayley_neumann", "skew"],
     "dense": ["Dense"],
     "diagonal": ["Diagonal"],
     "hadamard": ["Hadamard"],
     "kronecker": ["Kronecker"],
     "low_rank": ["LowRank"],
     "products": ["IdentityPlus", "Product"],
-    "reflections": ["orthonormal", "reflections"],
+    "rotations": ["cayley", "cayley_neumann", "orthonormal", "reflections", "skew"],
 }
 _FILE = {name: file for file, names in _HOME.items() for name in names}
 

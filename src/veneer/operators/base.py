@@ -109,6 +109,9 @@ class Operator:
 
 def times(x: Tensor, M: Tensor) -> Tensor:
     """x Mᵀ on the last dimension: (…, in) → (…, out); the leading dimensions of a batch of matrices pair with those of x."""
+    if M.dim() == 2 and x.dim() > 2:
+        # One plain product: left to itself, matmul chooses by requires_grad, and a loaded adapter would differ in the last bit.
+        return (x.flatten(0, -2) @ M.mT).unflatten(0, x.shape[:-1])
     if M.dim() == 2 or x.dim() == M.dim():
         return x @ M.mT
     first = M.dim() - 2
