@@ -200,7 +200,7 @@ def _biases(modules: dict[str, nn.Module], config: PeftConfig, sites: list[Site]
         return []
     owners = modules if config.bias == "all" else {s.module: modules[s.module] for s in sites}
     kept = [p for p in owners if not any(p == s or p.startswith(s + ".") for s in saved)]
-    return [f"{p}.{n}" if p else n for p in kept for n, b in owners[p]._parameters.items() if "bias" in n and b is not None]
+    return [f"{p}.{n}" if p else n for p in kept for n, b in owners[p]._parameters.items() if n == "bias" and b is not None]
 
 
 def _refuse_sharded(layer: nn.Module, path: str) -> None:
