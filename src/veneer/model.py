@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from . import files, inject, merging
 from .cards import CARD_NAME, model_card
 from .config import CONFIG_NAME, PeftConfig
+from .conversion import to_lora
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError
 from .planning import plan
@@ -273,11 +274,28 @@ class PeftModel(nn.Module):
         if state_dict is not None:
             own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
             tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
-        target = directory if name == "default" else directory / name
+        self._write(directory if name == "default" else directory / name, config, tensors, files.states(self.get_base_model(), name))
+
+    def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
+        """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
+
+        Args:
+            save_directory: made if needed; files already there are replaced whole or not at all.
+            adapter_name: the active one if None.
+
+        Raises:
+            StateError: its change has no low rank; nothing is written.
+        """
+        name = adapter_name or self.active_adapter
+        config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
+        self._write(Path(save_directory), config, tensors, {})
+
+    def _write(self, target: Path, config: PeftConfig, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.to_json().encode()}
-        state = files.states(self.get_base_model(), name)
         if state:
             content[files.STATE_NAME] = files.serialise(state)
+        else:
+            (target / files.STATE_NAME).unlink(missing_ok=True)  # of an adapter that is about to be replaced
         if not (target / CARD_NAME).exists():
             content[CARD_NAME] = model_card(config, sum(t.numel() for t in tensors.values())).encode()
         write_atomically(target, content)

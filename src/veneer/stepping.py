@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import wrapt
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .config import PeftConfig
@@ -30,6 +32,28 @@ def watch(model: nn.Module) -> None:
     if not _installed:
         _installed.append(register_optimizer_step_pre_hook(_before))
         _installed.append(register_optimizer_step_post_hook(_after))
+        wrapt.wrap_function_wrapper(LRScheduler, "__init__", _note_length)
+
+
+def _note_length(wrapped: Any, scheduler: LRScheduler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell schedules how many steps a learning-rate scheduler was made for, where it says so."""
+    wrapped(*args, **kwargs)
+    steps = steps_of(scheduler)
+    if steps is not None:
+        for config, _schedule, _layers in trained_by(scheduler.optimizer):
+            config.set_total_steps(steps)
+
+
+def steps_of(scheduler: LRScheduler) -> int | None:
+    """The optimiser steps a scheduler was made for: those of `OneCycleLR`, and of transformers' with `num_training_steps`.
+
+    The others count whatever their caller steps them by, often epochs.
+    """
+    found = getattr(scheduler, "total_steps", None)
+    if found is None:
+        for part in getattr(scheduler, "lr_lambdas", []):
+            found = getattr(part, "keywords", {}).get("num_training_steps", found)
+    return None if found is None else int(found)
 
 
 def trained_by(optimizer: Optimizer) -> Iterator[tuple[PeftConfig, Schedule, list[Adapter]]]:

@@ -1,7 +1,7 @@
 """An unmodified `transformers.Trainer` saves, resumes and reloads a Veneer model's adapter, and nothing else.
 
 Trainer knows one foreign model class by `isinstance` and treats every other model as whole: it would write all the weights, and reload them with
-`strict=False`. Three of its methods are the only doors to model files. Each is wrapped once, when transformers' trainer module is imported, and passes
+`strict=False`. Three of its methods are the only doors to model files, and one knows how long the training will be. Each is wrapped once, when transformers' trainer module is imported, and passes
 every model that is not Veneer's through untouched. A subclass of Trainer would need every user's script to change.
 """
 
@@ -23,8 +23,14 @@ logger = logging.getLogger("veneer")
 
 
 def install(module: ModuleType) -> None:
-    """Wrap the three doors of `module.Trainer`."""
-    for name, wrapper in [("_save", _save), ("_load_from_checkpoint", _load_from_checkpoint), ("_load_best_model", _load_best_model)]:
+    """Wrap the doors of `module.Trainer`."""
+    doors = {
+        "_save": _save,
+        "_load_from_checkpoint": _load_from_checkpoint,
+        "_load_best_model": _load_best_model,
+        "create_scheduler": _create_scheduler,
+    }
+    for name, wrapper in doors.items():
         wrapt.wrap_function_wrapper(module.Trainer, name, wrapper)
 
 
@@ -80,3 +86,12 @@ def _load_best_model(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: 
     logger.info("loading the best adapter from %s (score: %s)", trainer.state.best_model_checkpoint, trainer.state.best_metric)
     _read(model, trainer.state.best_model_checkpoint)
     return None
+
+
+def _create_scheduler(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    model = held(trainer)
+    if model is not None:
+        steps = kwargs["num_training_steps"] if "num_training_steps" in kwargs else args[0]
+        for config in model.peft_config.values():
+            config.set_total_steps(steps)
+    return wrapped(*args, **kwargs)

@@ -30,8 +30,8 @@ class Budget(Schedule):
     def before_step(self, layers: Sequence[Any]) -> None:
         if self.config.total_step is None:
             raise StateError(
-                "AdaLoRA needs the number of training steps before the first one: give AdaLoraConfig(total_step=…), or train with Trainer or with a "
-                "learning-rate scheduler that knows it (transformers.get_scheduler, OneCycleLR, CosineAnnealingLR, LinearLR)"
+                "AdaLoRA needs the number of training steps before the first one: give AdaLoraConfig(total_step=…), or train with Trainer, or make a "
+                "learning-rate scheduler that knows it (transformers' with num_training_steps, or OneCycleLR) before the first step"
             )
         weight = self.config.orth_reg_weight
         factors = [(getattr(layer, name), name == "lora_A") for layer in layers for name in ("lora_A", "lora_B")]

@@ -1,0 +1,69 @@
+"""An adapter as plain LoRA, where its change has low rank: the smallest file that every reader of LoRA understands."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from .config import PeftConfig, config_classes
+from .errors import StateError
+from .files import PREFIX, entries
+from .inject import adapter_of, record
+from .layers import Frozen
+from .operators import Adapted, LowRank
+
+
+@torch.no_grad()
+def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """The configuration and the file tensors of a LoRA adapter that gives the same outputs as an attached one.
+
+    Directions that contribute nothing (pruned triplets) are left out, so ranks differ from layer to layer, and a layer without any is no target.
+
+    Raises:
+        StateError: a change that is no sum of low-rank maps, or a layer that LoRA's file has no place for.
+    """
+    plan = record(model).plans[name]
+    factors: dict[str, LowRank] = {}
+    for site in plan.sites:
+        equation = adapter_of(model, site, name).equation(Adapted(Frozen(site.kind, model.get_submodule(site.module))))
+        change = equation.delta.low_rank() if equation.delta is not None and equation.additive else None
+        if change is None or equation.shift is not None:
+            raise StateError(f"{site.path}: W' = {config.facts().equation} is no change of low rank there, so it is no plain LoRA; nothing was written")
+        if site.form.kernel or site.form.lookup or not site.kind.called:
+            raise StateError(f"{site.path} is a {site.kind.name}; only linear layers are written as plain LoRA so far; nothing was written")
+        used = change.A.square().sum(-1) * change.B.square().sum(-2) > 0
+        if bool(used.any()):
+            factors[site.path] = LowRank(change.B[:, used], change.A[used])
+    if not factors:
+        raise StateError("the adapter changes nothing, so there is no LoRA to write")
+    ranks = {path: f.rank for path, f in factors.items()}
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    others = {f"^{re.escape(path)}": r for path, r in ranks.items() if r != common}
+    new = config_classes()["LORA"].from_dict(
+        {
+            "peft_type": "LORA",
+            "r": common,
+            "lora_alpha": common,
+            "rank_pattern": others,
+            "alpha_pattern": dict(others),
+            "target_modules": _exactly(list(factors), model),
+            "modules_to_save": config.modules_to_save,
+            "bias": config.bias,
+            "task_type": config.task_type,
+            "base_model_name_or_path": config.base_model_name_or_path,
+            "revision": config.revision,
+        }
+    )
+    own = {f"{PREFIX}{s.path}.{s.key}{key}" for s in plan.sites for key in adapter_of(model, s, name).keys()}
+    tensors = {k: t for k, t in entries(model, name, shared=False).items() if k not in own}
+    for path, f in factors.items():
+        tensors |= {f"{PREFIX}{path}.lora_A.weight": f.A, f"{PREFIX}{path}.lora_B.weight": f.B}
+    return new, tensors
+
+
+def _exactly(paths: list[str], model: nn.Module) -> list[str] | str:
+    """Targets that name these modules and no others: the paths, or an expression where a path is the end of another module's."""
+    others = [p for p, _ in model.named_modules() if p not in paths and any(p.endswith("." + q) for q in paths)]
+    return "|".join(re.escape(p) for p in paths) if others else paths
