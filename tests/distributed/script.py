@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from veneer import LoraConfig, get_peft_model
+import veneer
 
 
 class Block(nn.Module):
@@ -22,18 +22,34 @@ class Block(nn.Module):
         return x + self.down(self.up(x).relu())
 
 
-def model(dora: bool) -> nn.Module:
+CASES = {
+    "lora": ("LoraConfig", {"r": 2}),
+    "dora": ("LoraConfig", {"r": 2, "use_dora": True}),
+    "adalora": ("AdaLoraConfig", {"init_r": 3, "target_r": 2, "total_step": 4, "tfinal": 1}),
+    "loha": ("LoHaConfig", {"r": 2}),
+    "lokr": ("LoKrConfig", {"r": 1}),
+    "oft": ("OFTConfig", {"oft_block_size": 4}),
+    "oft-constrained": ("OFTConfig", {"oft_block_size": 4, "coft": True, "eps": 1e-2}),
+    "boft": ("BOFTConfig", {"boft_block_size": 2, "boft_n_butterfly_factor": 2}),
+    "ia3": ("IA3Config", {"feedforward_modules": ["down"]}),
+    "vera": ("VeraConfig", {"r": 4}),
+    "hra": ("HRAConfig", {"r": 2}),
+    "fourierft": ("FourierFTConfig", {"n_frequency": 20, "scaling": 10.0}),
+}
+
+
+def model(case: str) -> veneer.PeftModel:
     torch.manual_seed(0)
     base = nn.Sequential(Block(), Block(), nn.Linear(8, 3))
-    return get_peft_model(base, LoraConfig(r=2, target_modules=["up", "down"], modules_to_save=["2"], use_dora=dora))
+    name, options = CASES[case]
+    return veneer.get_peft_model(base, getattr(veneer, name)(target_modules=["up", "down"], modules_to_save=["2"], **options))
 
 
-def main(kind: str, dora: bool, directory: Path) -> None:
+def train(kind: str, case: str, directory: Path) -> None:
+    """A few steps; `directory` gets the adapter."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    peft = model(dora)
+    peft = model(case)
     runs: nn.Module = peft
-    if kind != "single":
-        dist.init_process_group("gloo")
     if kind == "ddp":
         runs = nn.parallel.DistributedDataParallel(peft)
     if kind == "fsdp2":
@@ -58,10 +74,15 @@ def main(kind: str, dora: bool, directory: Path) -> None:
 
         full = get_model_state_dict(peft, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     peft.save_pretrained(directory, state_dict=full, is_main_process=rank == 0)
-    if kind != "single":
+
+
+def main(kind: str, directory: Path) -> None:
+    dist.init_process_group("gloo")
+    for case in CASES:
+        train(kind, case, directory / case)
         dist.barrier()
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] == "dora", Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]))
