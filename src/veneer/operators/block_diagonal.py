@@ -59,9 +59,11 @@ class Butterfly(Operator):
 
     Args:
         blocks: (…, m, n, b, b).
+        transposed: the transpose of that product instead.
     """
 
     blocks: Tensor
+    transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,13 +83,13 @@ class Butterfly(Operator):
             inner = self.blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)) @ inner
             rows = inner.reshape(*batch, -1, wide // chunk, chunk // b, 2, half, wide).transpose(-4, -3)
             M = rows.reshape(*batch, -1, wide, wide)
-        return BlockDiagonal(M)
+        return BlockDiagonal(M.mT if self.transposed else M)
 
     def apply(self, x: Tensor) -> Tensor:
         return self.collapsed().apply(x)
 
-    def transpose(self) -> BlockDiagonal:
-        return self.collapsed().transpose()
+    def transpose(self) -> Butterfly:
+        return Butterfly(self.blocks, not self.transposed)
 
     def scaled(self, s: float) -> BlockDiagonal:
         return self.collapsed().scaled(s)
@@ -99,7 +101,7 @@ class Butterfly(Operator):
         """int(p n) blocks of one factor, drawn at random, become the identity."""
         m = self.blocks.shape[-4]
         here = (torch.arange(m, device=self.blocks.device) == torch.randint(m, (), device=self.blocks.device)).view(m, 1, 1, 1)
-        return Butterfly(torch.where(here, _with_identities(self.blocks, p), self.blocks))
+        return Butterfly(torch.where(here, _with_identities(self.blocks, p), self.blocks), self.transposed)
 
     def cost(self, tokens: int, itemsize: int = 4) -> Cost:
         *_, m, n, b, _ = self.blocks.shape
