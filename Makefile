@@ -44,6 +44,7 @@ types: $(VENV)/dev.done ## static types
 	@$(BIN)/mypy
 
 docs: $(VENV)/dev.done ## import arrows, docs examples, generated docs up to date
+	@$(BIN)/python scripts/make_docs.py --check
 	@$(BIN)/python -m pytest -q tests/house src
 
 bench: $(VENV)/dev.done ## measure, and fail when a stated limit is missed

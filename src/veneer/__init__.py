@@ -33,6 +33,7 @@ _HOME = {
     "strategy": "engine",
 }
 
+
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         value = sorted([*_HOME, *_configs()])

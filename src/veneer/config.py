@@ -11,8 +11,8 @@ import dataclasses
 import json
 import os
 import re
-from dataclasses import dataclass, field
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -279,7 +279,9 @@ def check_probability(name: str, value: float) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse a value that is not one of the choices."""
     if not any(value is c or (value == c and type(value) is type(c)) for c in choices):
-        raise ConfigError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}.{suggest(str(value), [str(c) for c in choices])}")
+        raise ConfigError(
+            f"{name}: {value!r} is not one of {', '.join(map(str, choices))}.{suggest(str(value), [str(c) for c in choices])}"
+        )
 
 
 @dataclass(kw_only=True)

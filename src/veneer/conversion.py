@@ -30,7 +30,9 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
         equation = adapter_of(model, site, name).equation(Adapted(Frozen(site.kind, model.get_submodule(site.module))))
         change = equation.delta.low_rank() if equation.delta is not None and equation.additive else None
         if change is None or equation.shift is not None:
-            raise StateError(f"{site.path}: W' = {config.facts().equation} is no change of low rank there, so it is no plain LoRA; nothing was written")
+            raise StateError(
+                f"{site.path}: W' = {config.facts().equation} is no change of low rank there, so it is no plain LoRA; nothing was written"
+            )
         if site.form.kernel or site.form.lookup or not site.kind.called:
             raise StateError(f"{site.path} is a {site.kind.name}; only linear layers are written as plain LoRA so far; nothing was written")
         used = change.A.square().sum(-1) * change.B.square().sum(-2) > 0
@@ -56,7 +58,7 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
             "revision": config.revision,
         }
     )
-    own = {f"{PREFIX}{s.path}.{s.key}{key}" for s in plan.sites for key in adapter_of(model, s, name).keys()}
+    own = {f"{PREFIX}{s.path}.{s.key}{key}" for s in plan.sites for key in adapter_of(model, s, name).file_tensors()}
     tensors = {k: t for k, t in entries(model, name, shared=False).items() if k not in own}
     for path, f in factors.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": f.A, f"{PREFIX}{path}.lora_B.weight": f.B}

@@ -88,7 +88,7 @@ def entries(model: nn.Module, name: str, *, shared: bool = True) -> dict[str, Te
     note = record(model)
     plan = note.plans[name]
     for site in plan.sites:
-        found |= {f"{PREFIX}{site.path}.{site.key}{key}": t for key, t in adapter_of(model, site, name).keys().items()}
+        found |= {f"{PREFIX}{site.path}.{site.key}{key}": t for key, t in adapter_of(model, site, name).file_tensors().items()}
     if shared and name in note.shared:
         found |= {f"base_model.{key}": t for key, t in note.shared[name].named_buffers()}
     for path, module in saved_modules(model):
@@ -112,7 +112,7 @@ def _through(wrapped: set[str], name: str) -> str:
 
 def states(model: nn.Module, name: str, *, always: bool = False) -> dict[str, Tensor]:
     """What a schedule has learnt about one attached adapter, beside its parameters; empty for most methods, and before the first step."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for site in record(model).plans[name].sites:
         found |= {f"{site.module}.{site.kind.tensor}.{key}": t for key, t in adapter_of(model, site, name).state().items()}
     return found if always or any(bool(t.any()) for t in found.values()) else {}

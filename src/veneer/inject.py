@@ -99,8 +99,7 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, autoc
         module.veneer[name].add_module(site.kind.tensor, adapter)
         module.veneer[name].train(module.training).requires_grad_(False)
     for path in plan.saved:
-        module = save_module(model.get_submodule(path), name)
-        module.veneer[name].requires_grad_(False)
+        save_module(model.get_submodule(path), name).veneer[name].requires_grad_(False)
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
     note.plans[name] = plan

@@ -68,7 +68,7 @@ def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = 
         kind.write(module, matrix)
         if bias is not None and bias is not kind.bias(module):
             with torch.no_grad():
-                kind.bias(module).copy_(bias)  # type: ignore[union-attr]  # there is one, as was checked
+                kind.bias(module).copy_(bias)
         if keep:
             module.veneer_merged |= originals
 

@@ -177,7 +177,9 @@ def _site(path: str, inner: str, module: nn.Module, place: Place, config: PeftCo
             f"{inner}.{kind.tensor} is read as a weight, so there is no input to drop numbers of; set the {config.peft_type} configuration's dropout to 0"
         )
     if method.shifts and kind.offset is None:
-        raise TargetError(f"{inner}.{kind.tensor} goes with no bias, and the {config.peft_type} configuration trains one (lora_bias); leave that out")
+        raise TargetError(
+            f"{inner}.{kind.tensor} goes with no bias, and the {config.peft_type} configuration trains one (lora_bias); leave that out"
+        )
     _refuse_sharded(module, inner)
     why = method.why_not(form)
     if why is not None:

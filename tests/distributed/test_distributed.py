@@ -21,7 +21,16 @@ spec.loader.exec_module(script)
 def together(request, tmp_path_factory):
     """What two processes wrote."""
     directory = tmp_path_factory.mktemp(request.param)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(SCRIPT), request.param, str(directory)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        str(SCRIPT),
+        request.param,
+        str(directory),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return directory

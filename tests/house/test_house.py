@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import from those before it, and from its own package.
 ORDER = [
-    ["errors"],
+    ["errors", "form"],
     ["disk", "operators", "inits"],
     ["config"],
     ["methods"],
@@ -30,7 +30,8 @@ ORDER = [
     ["targets"],
     ["planning"],
     ["inject"],
-    ["files", "merging", "cards", "wrapping"],
+    ["files", "merging", "cards", "wrapping", "stepping"],
+    ["conversion"],
     ["model"],
     ["integrations"],
     ["vision"],

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from table import INSTANCES, Instance  # noqa: E402  # beside this file
+from table import INSTANCES, Instance  # beside this file
 
 
 @pytest.fixture(params=INSTANCES, ids=lambda i: i.id)

@@ -136,7 +136,9 @@ def oft(b: int, terms: int | None = None, *, share: bool = False, eps: float | N
             else:
                 powers = [torch.linalg.matrix_power(Q, j) for j in range(max(terms, 4) if terms > 2 else terms)]
                 last = len(powers) - 1
-                blocks.append(eye + sum(((1 if terms > 2 and j == last else 2) * powers[j] for j in range(1, last + 1)), torch.zeros_like(eye)))
+                blocks.append(
+                    eye + sum(((1 if terms > 2 and j == last else 2) * powers[j] for j in range(1, last + 1)), torch.zeros_like(eye))
+                )
         R = torch.block_diag(*blocks)
         return turn(M, R.T, where)
 
@@ -151,7 +153,9 @@ def boft(m: int) -> Dense:
         for i in range(m):
             order: list[int] = []
             for start in range(0, D, b * 2**i):
-                groups = [list(range(g, g + b // 2)) for g in range(start, start + b * 2**i, b // 2)] if i else [list(range(start, start + b))]
+                groups = (
+                    [list(range(g, g + b // 2)) for g in range(start, start + b * 2**i, b // 2)] if i else [list(range(start, start + b))]
+                )
                 order += [x for g in groups[0::2] + groups[1::2] for x in g]
             P = torch.zeros(D, D, dtype=M.dtype)
             for row, column in enumerate(order):

@@ -91,7 +91,13 @@ def conv(kind: type[nn.Module], channels: int, out: int, kernel: tuple[int, ...]
         return torch.randn(*lead[:1], channels, *size)
 
     in_ = channels // options.get("groups", 1) * torch.Size(kernel).numel()
-    weight = Weight("weight", Where(out, in_, kernel), lambda w: w.flatten(1), lambda m: m.reshape(out, -1, *kernel), bias="bias" if options.get("bias", True) else None)
+    weight = Weight(
+        "weight",
+        Where(out, in_, kernel),
+        lambda w: w.flatten(1),
+        lambda m: m.reshape(out, -1, *kernel),
+        bias="bias" if options.get("bias", True) else None,
+    )
     return Kind(make, (weight,), feed, {"target_modules": ["layer"]})
 
 
@@ -157,7 +163,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def adapted_weights(kind: Kind, dense: Dense, own: dict[str, Tensor], t: dict[str, Tensor], experts_of: Callable[[str, Tensor, int, int], Tensor]) -> dict[str, Tensor]:
+def adapted_weights(
+    kind: Kind, dense: Dense, own: dict[str, Tensor], t: dict[str, Tensor], experts_of: Callable[[str, Tensor, int, int], Tensor]
+) -> dict[str, Tensor]:
     """Every weight of the layer as the formula has it, in its own shape, in float64."""
     found = {}
     for w in kind.weights:

@@ -83,7 +83,9 @@ class Instance:
         own = entries(model.get_base_model(), "default")
         return {k.removeprefix(f"{PREFIX}{PATH}."): t.detach().double() for k, t in own.items() if k.startswith(PREFIX)}
 
-    def output(self, model: PeftModel, x: Tensor, values: dict[str, Tensor] | None = None, biases: dict[str, Tensor] | None = None) -> Tensor:
+    def output(
+        self, model: PeftModel, x: Tensor, values: dict[str, Tensor] | None = None, biases: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """What the layer must give: the plain layer in float64 with the formula's weights in it."""
         plain = self.kind.make().double()
         own = {n: p.detach().double() for n, p in model.get_base_model().layer.named_parameters() if "veneer" not in n}
@@ -203,7 +205,9 @@ OPTIONS = [
     Instance("oft-neumann-7", OFTConfig, {"oft_block_size": 3, "num_cayley_neumann_terms": 7}, d.oft(3, 7), 12),
     Instance("oft-blocks", OFTConfig, {"r": 2, "oft_block_size": 0, "use_cayley_neumann": False}, d.oft(6), 30),
     Instance("oft-shared", OFTConfig, {"oft_block_size": 4, "block_share": True}, d.oft(4, 5, share=True), 6),
-    Instance("oft-constrained", OFTConfig, {"oft_block_size": 4, "coft": True, "eps": 0.3, "use_cayley_neumann": False}, d.oft(4, eps=0.3), 18),
+    Instance(
+        "oft-constrained", OFTConfig, {"oft_block_size": 4, "coft": True, "eps": 0.3, "use_cayley_neumann": False}, d.oft(4, eps=0.3), 18
+    ),
     Instance("oft-random", OFTConfig, {"oft_block_size": 4, "init_weights": False}, d.oft(4, 5), 18, fresh="no"),
     Instance("oft-nearest", OFTConfig, {"oft_block_size": 5, "use_cayley_neumann": False}, d.oft(4), 18),
     Instance("oft-no-bias", OFTConfig, {"oft_block_size": 4}, d.oft(4, 5), 18, linear(bias=False)),
@@ -219,7 +223,13 @@ OPTIONS = [
     Instance("hra-orthonormal", HRAConfig, {"r": 3, "apply_GS": True}, d.hra(orthonormal=True), 36, fresh="no"),
     Instance("hra-odd", HRAConfig, {"r": 3}, d.hra(), 36, fresh="no"),
     Instance("vera-drawn-again", VeraConfig, {"r": 3, "save_projection": False}, d.vera(0, 3, IN, OUT), 3 + OUT),
-    Instance("fourierft-zero", FourierFTConfig, {"n_frequency_pattern": {PATH: 5}, "init_weights": True, "scaling": 9.0}, d.fourierft(9.0, 777), 5),
+    Instance(
+        "fourierft-zero",
+        FourierFTConfig,
+        {"n_frequency_pattern": {PATH: 5}, "init_weights": True, "scaling": 9.0},
+        d.fourierft(9.0, 777),
+        5,
+    ),
 ]
 
 INSTANCES = [row for kind in KINDS for row in every_method(kind)] + OPTIONS

@@ -11,8 +11,6 @@ import torch._dynamo.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from table import randomise
-
 from veneer import PeftModel, get_peft_model, strategy
 from veneer.files import PREFIX, entries
 from veneer.layers import Swapped

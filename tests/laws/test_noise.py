@@ -131,7 +131,9 @@ def test_the_whole_change_is_there_or_not(row):
     assert 120 <= there <= 160  # 140 expected, 6.5 the standard deviation
 
 
-@pytest.mark.parametrize(("row", "option", "key"), [("oft-linear", "module_dropout", "oft_R.weight"), ("boft-linear", "boft_dropout", "boft_R")])
+@pytest.mark.parametrize(
+    ("row", "option", "key"), [("oft-linear", "module_dropout", "oft_R.weight"), ("boft-linear", "boft_dropout", "boft_R")]
+)
 def test_a_share_of_the_blocks_becomes_the_identity(row, option, key):
     case = with_options(row, **{option: 0.7})
     model, x = case.make().train(), case.x()

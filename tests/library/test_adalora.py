@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_budget_falls_to_the_target_and_stays():
         train(model, [batch], optimizer)
         seen.append(sum(ranks(model)))
     assert seen[:2] == [12, 12] and seen[STEPS - 4 :] == [4] * 4
-    assert all(a >= b for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(seen))
     assert [int(a.step) for a in adapters(model)] == [STEPS, STEPS]
 
 
@@ -95,7 +96,7 @@ def test_the_penalty_is_there_whatever_the_model_returns():
 
 
 def test_the_penaltys_gradient_is_autograds():
-    from veneer.methods.budget import _penalty_gradient
+    from veneer.methods.schedules.budget import _penalty_gradient
 
     for rows in (True, False):
         p = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
@@ -125,7 +126,10 @@ def test_a_state_dict_holds_the_importance():
     train(first, batches(5))
     second.load_state_dict(first.state_dict())
     assert [int(a.step) for a in adapters(second)] == [5, 5]
-    assert all(torch.equal(a.lora_A_importance, b.lora_A_importance) and a.lora_A_importance.any() for a, b in zip(adapters(first), adapters(second), strict=True))
+    assert all(
+        torch.equal(a.lora_A_importance, b.lora_A_importance) and a.lora_A_importance.any()
+        for a, b in zip(adapters(first), adapters(second), strict=True)
+    )
 
 
 def test_without_a_number_of_steps_the_first_step_is_an_error():
@@ -226,7 +230,9 @@ def test_a_finished_run_is_written_as_a_lora_of_many_ranks(tmp_path):
     model.save_as_lora(tmp_path)
     again = PeftModel.from_pretrained(base(), tmp_path)
     config = again.peft_config["default"]
-    assert config.peft_type == "LORA" and again.get_nb_trainable_parameters()[1] == sum(p.numel() for p in base().parameters()) + sum(r * 32 for r in ranks(model))
+    assert config.peft_type == "LORA" and again.get_nb_trainable_parameters()[1] == sum(p.numel() for p in base().parameters()) + sum(
+        r * 32 for r in ranks(model)
+    )
     x = torch.randn(5, 16)
     torch.testing.assert_close(again(x), model(x), rtol=1e-5, atol=1e-6)
 
@@ -257,7 +263,15 @@ def test_equal_to_hf_peft_with_its_calls_made_by_hand(options, tmp_path):
         torch.manual_seed(0)
         return WithLoss()
 
-    values = {"init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 3, "total_step": STEPS, "target_modules": ["0", "1"], "lora_alpha": 5} | options
+    values = {
+        "init_r": 6,
+        "target_r": 2,
+        "tinit": 2,
+        "tfinal": 3,
+        "total_step": STEPS,
+        "target_modules": ["0", "1"],
+        "lora_alpha": 5,
+    } | options
     theirs = peft.get_peft_model(plain(), peft.AdaLoraConfig(**values))
     theirs.save_pretrained(tmp_path)
     ours = PeftModel.from_pretrained(plain(), tmp_path, is_trainable=True)
@@ -281,7 +295,9 @@ def test_equal_to_hf_peft_with_its_calls_made_by_hand(options, tmp_path):
 def test_a_pruned_file_of_hf_peft_loads_and_goes_on_training(tmp_path):
     import peft
 
-    theirs = peft.get_peft_model(base(), peft.AdaLoraConfig(init_r=6, target_r=2, tinit=0, tfinal=2, total_step=6, target_modules=["0", "1"]))
+    theirs = peft.get_peft_model(
+        base(), peft.AdaLoraConfig(init_r=6, target_r=2, tinit=0, tfinal=2, total_step=6, target_modules=["0", "1"])
+    )
     optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-2)
     for step, (x, y) in enumerate(batches(6), 1):
         (theirs(x) - y).square().mean().backward()

@@ -86,7 +86,9 @@ class TestSeveral:
         model.set_adapter("second")
         second = model(x)
         assert not torch.equal(first, second)
-        assert {n for n, p in model.named_parameters() if p.requires_grad} == {f"base_model.model.0.veneer.second.weight.lora_{f}" for f in "AB"}
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+            f"base_model.model.0.veneer.second.weight.lora_{f}" for f in "AB"
+        }
         model.set_adapter("default")
         assert torch.equal(model(x), first)
         model.delete_adapter("second")

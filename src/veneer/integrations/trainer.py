@@ -1,8 +1,8 @@
 """An unmodified `transformers.Trainer` saves, resumes and reloads a Veneer model's adapter, and nothing else.
 
 Trainer knows one foreign model class by `isinstance` and treats every other model as whole: it would write all the weights, and reload them with
-`strict=False`. Three of its methods are the only doors to model files, and one knows how long the training will be. Each is wrapped once, when transformers' trainer module is imported, and passes
-every model that is not Veneer's through untouched. A subclass of Trainer would need every user's script to change.
+`strict=False`. Three of its methods are the only doors to model files, and one knows how long the training will be. Each is wrapped once, when
+transformers' trainer module is imported, and passes every model that is not Veneer's through untouched. A subclass of Trainer would need every user's script to change.
 """
 
 from __future__ import annotations

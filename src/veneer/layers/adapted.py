@@ -71,7 +71,7 @@ class Adapter(nn.Module):
         """W' from W with this adapter's tensors."""
         return self.method.equation(W, self.values())
 
-    def keys(self) -> dict[str, Tensor]:
+    def file_tensors(self) -> dict[str, Tensor]:
         """The tensors by their name in the adapter file."""
         return {s.key: getattr(self, s.name) for s in self.specs if s.key}
 
@@ -172,7 +172,7 @@ class AdaptedParameters(AdaptedModule):
             return own
         if self.veneer_cache is not None and tensor in self.veneer_cache:
             return self.veneer_cache[tensor]
-        value = own
+        value: Tensor = own
         for name, kind in self.veneer_kinds.items():
             if tensor in (name, kind.offset) and next(self.adapters(name), None) is not None:
                 found = merged_bias(self, name) if tensor == kind.offset else kind.to_weight(self, merged_matrix(self, name))

@@ -46,7 +46,7 @@ class TransposedLinearKind(LinearKind):
         return named and weight is not None and weight.dim() == 2 and weight.is_floating_point()
 
     def form(self, layer: nn.Module) -> Form:
-        in_, out = layer.weight.shape  # type: ignore[union-attr, misc]  # a 2-D parameter
+        in_, out = layer.weight.shape  # type: ignore[misc]  # a 2-D parameter
         return Form(out, in_)
 
     def to_matrix(self, layer: nn.Module, weight: Tensor) -> Tensor:

@@ -43,13 +43,15 @@ class AdaLoraConfig(BiasConfig):
 
     PEFT_TYPE: ClassVar[str] = "ADALORA"
     BIAS_ONLY: ClassVar[str] = "lora_only"
-    REFUSED: ClassVar[dict[str, str]] = dict.fromkeys(["use_rslora", "use_dora", "alpha_pattern", "lora_bias", "loftq_config"], _NOT_ADALORA)
+    REFUSED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ["use_rslora", "use_dora", "alpha_pattern", "lora_bias", "loftq_config"], _NOT_ADALORA
+    )
 
     init_r: int = 12
     target_r: int = 8
     tinit: int = 0
     tfinal: int = 0
-    deltaT: int = 1  # noqa: N815  # the format's name
+    deltaT: int = 1  # the format's name
     beta1: float = 0.85
     beta2: float = 0.85
     orth_reg_weight: float = 0.5
@@ -89,7 +91,7 @@ class AdaLoraConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("AdaLoRA", "W' = W + s·P·diag(λ)·Q, pruned", "2303.10512", "3", 2023, "r (out + in + 1)", learning_rate=5e-3)
+        return Facts("AdaLoRA", "W' = W + s·P·diag(λ)·Q, pruned", "2303.10512", "eq. 3", 2023, "r (out + in + 1)", learning_rate=5e-3)
 
     def method(self, path: str) -> Method:
         kept = (self.rank_pattern or {}).get(f"{path}.lora_E")
@@ -98,7 +100,7 @@ class AdaLoraConfig(BiasConfig):
         return AdaLora(self.init_r if kept is None else sum(kept), s, self.init_lora_weights, self.lora_dropout)
 
     def schedule(self) -> Schedule:
-        from .budget import Budget
+        from .schedules.budget import Budget
 
         return Budget(self)
 
@@ -120,12 +122,14 @@ class AdaLora(Method):
         init, r = inits.normal(0.02), self.r
         E = inits.zeros if self.init else init
         shapes = [(r, form.in_), (r, 1), (form.out, r)]
-        found = [Parameter(name, name, shape, i) for name, shape, i in zip(TRIPLETS, shapes, [init, E, init], strict=True)]
-        for name, shape in zip(TRIPLETS, shapes, strict=True):
-            for average in ("importance", "uncertainty"):
-                found.append(Parameter(f"{name}_{average}", "", shape, inits.zeros, trainable=False, state=True))
-        found.append(Parameter("pruned", "", (r,), inits.zeros, trainable=False, state=True, dtype="bool"))
-        return [*found, Parameter("step", "", (1,), inits.zeros, trainable=False, state=True, dtype="int64")]
+        factors = [Parameter(n, n, shape, E if n == "lora_E" else init) for n, shape in zip(TRIPLETS, shapes, strict=True)]
+        averages = [
+            Parameter(f"{p.name}_{average}", "", p.shape, inits.zeros, trainable=False, state=True)
+            for p in factors
+            for average in ("importance", "uncertainty")
+        ]
+        pruned = Parameter("pruned", "", (r,), inits.zeros, trainable=False, state=True, dtype="bool")
+        return [*factors, *averages, pruned, Parameter("step", "", (1,), inits.zeros, trainable=False, state=True, dtype="int64")]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
         return W + self.s * op.LowRank(p.lora_B, p.lora_E * p.lora_A)

@@ -171,4 +171,3 @@ def stacked(p: Parameter, experts: int) -> Parameter:
     """The same tensor for each of several experts, in a new first dimension."""
     stored = None if p.stored is None else (experts, *p.stored)
     return replace(p, shape=(experts, *p.shape), init=EachExpert(p.init), stored=stored)
-

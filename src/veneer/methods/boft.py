@@ -1,4 +1,4 @@
-"""BOFT: W' = diag(s) W (B_m ⋯ B_1)ᵀ, butterfly factors with orthogonal blocks (arXiv:2311.06243, eq. 2; Cayley as in OFT, s from the file format)."""
+"""BOFT: W' = diag(s) W (B_m ⋯ B_1)ᵀ, butterfly factors with orthogonal blocks (arXiv:2311.06243, §4; Cayley as in OFT, s from the file format)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BOFTConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("BOFT", "W' = diag(s)·W·(B_m ⋯ B_1)ᵀ, B_i orthogonal", "2311.06243", "2", 2023, "m in b + out", learning_rate=2e-3)
+        return Facts("BOFT", "W' = diag(s)·W·(B_m ⋯ B_1)ᵀ, B_i orthogonal", "2311.06243", "§4", 2023, "m in b + out", learning_rate=2e-3)
 
     def method(self, path: str) -> Method:
         return Boft(self.boft_block_size, self.boft_block_num, self.boft_n_butterfly_factor, self.init_weights, self.boft_dropout)

@@ -50,7 +50,7 @@ class FourierFTConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("FourierFT", "W' = W + s·Re(F⁻¹(E)), E sparse", "2405.03003", "2", 2024, "n", learning_rate=5e-2)
+        return Facts("FourierFT", "W' = W + s·Re(F⁻¹(E)), E sparse", "2405.03003", "eq. 2", 2024, "n", learning_rate=5e-2)
 
     def method(self, path: str) -> Method:
         n = pattern_value(self.n_frequency_pattern, path, self.n_frequency)
@@ -79,7 +79,9 @@ class FourierFT(Method):
     init: bool
 
     def why_not(self, form: Form) -> str | None:
-        return f"has {form.out * form.in_} entries in its spectrum, fewer than n_frequency={self.n}" if self.n > form.out * form.in_ else None
+        return (
+            f"has {form.out * form.in_} entries in its spectrum, fewer than n_frequency={self.n}" if self.n > form.out * form.in_ else None
+        )
 
     def parameters(self, form: Form) -> list[Parameter]:
         places = Places(form.out * form.in_, self.seed)

@@ -1,4 +1,4 @@
-"""HRA: W' = W H_1 ⋯ H_r, Householder reflections H_i = I − 2 u_i u_iᵀ / ‖u_i‖² (arXiv:2405.17484, eq. 3; made orthonormal, eq. 6)."""
+"""HRA: W' = W H_1 ⋯ H_r, Householder reflections H_i = I − 2 u_i u_iᵀ / ‖u_i‖² (arXiv:2405.17484, §3)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class HRAConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("HRA", "W' = W·H₁ ⋯ H_r, H_i = I − 2 u_i u_iᵀ / ‖u_i‖²", "2405.17484", "3", 2024, "r in", learning_rate=2e-3)
+        return Facts("HRA", "W' = W·H₁ ⋯ H_r, H_i = I − 2 u_i u_iᵀ / ‖u_i‖²", "2405.17484", "§3", 2024, "r in", learning_rate=2e-3)
 
     def method(self, path: str) -> Method:
         return Hra(self.r, self.apply_GS, self.init_weights)

@@ -1,4 +1,4 @@
-"""(IA)³: W' = diag(l) W, or W diag(l) in feed-forward layers; the bias is scaled with the output (arXiv:2205.05638, eq. 1 and 2)."""
+"""(IA)³: W' = diag(l) W, or W diag(l) in feed-forward layers; the bias is scaled with the output (arXiv:2205.05638, §3.3)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class IA3Config(PeftConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("(IA)³", "W' = diag(l)·W, or W·diag(l)", "2205.05638", "1", 2022, "out, or in", learning_rate=2e-2)
+        return Facts("(IA)³", "W' = diag(l)·W, or W·diag(l)", "2205.05638", "§3.3", 2022, "out, or in", learning_rate=2e-2)
 
     def method(self, path: str) -> Method:
         return Ia3(matches(self.feedforward_modules, path), self.init_ia3_weights)

@@ -1,4 +1,4 @@
-"""LoHa: W' = W + s (A₁ B₁) ∘ (A₂ B₂) with s = α / r, a change of rank up to r² (arXiv:2108.06098, eq. 3 and Prop. 3)."""
+"""LoHa: W' = W + s (A₁ B₁) ∘ (A₂ B₂) with s = α / r, a change of rank up to r² (arXiv:2108.06098, Prop. 1 and 3)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoHaConfig(LycorisConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("LoHa", "W' = W + s·(A₁ B₁) ∘ (A₂ B₂)", "2108.06098", "3", 2021, "2 r (out + in)", learning_rate=5e-3)
+        return Facts("LoHa", "W' = W + s·(A₁ B₁) ∘ (A₂ B₂)", "2108.06098", "Prop. 1", 2021, "2 r (out + in)", learning_rate=5e-3)
 
     def method(self, path: str) -> Method:
         r = pattern_value(self.rank_pattern, path, self.r)

@@ -1,4 +1,4 @@
-"""LoKr: W' = W + s W₁ ⊗ W₂ with s = α / r, each factor full or of rank r (arXiv:2309.14859, eq. 7; the scale is that of the file format)."""
+"""LoKr: W' = W + s W₁ ⊗ W₂ with s = α / r, each factor full or of rank r (arXiv:2309.14859, §3; the scale is that of the file format)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LoKrConfig(LycorisConfig):
     @classmethod
     def facts(cls) -> Facts:
         count = "a c + r (b + d), out = a b, in = c d"
-        return Facts("LoKr", "W' = W + s·W₁ ⊗ W₂", "2309.14859", "7", 2023, count, learning_rate=5e-3)
+        return Facts("LoKr", "W' = W + s·W₁ ⊗ W₂", "2309.14859", "§3", 2023, count, learning_rate=5e-3)
 
     def method(self, path: str) -> Method:
         r = pattern_value(self.rank_pattern, path, self.r)

@@ -68,7 +68,7 @@ class LoraConfig(BiasConfig, PatternConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("LoRA", "W' = W + s·B A", "2106.09685", "3", 2021, "r (out + in)", learning_rate=5e-3)
+        return Facts("LoRA", "W' = W + s·B A", "2106.09685", "eq. 3", 2021, "r (out + in)", learning_rate=5e-3)
 
     def method(self, path: str) -> Method:
         r = pattern_value(self.rank_pattern, path, self.r)
@@ -99,6 +99,13 @@ class Lora(Method):
     def _from_W(self) -> bool:
         return str(self.init).startswith(("pissa", "olora"))
 
+    def why_not(self, form: Form) -> str | None:
+        if self._from_W and self.r > min(form.out, form.in_):
+            return (
+                f"is {form}, and init_lora_weights={self.init!r} takes r={self.r} directions from it; use a smaller r there (rank_pattern)"
+            )
+        return None
+
     def parameters(self, form: Form) -> list[Parameter]:
         init_A = inits.normal(1 / self.r) if self.init == "gaussian" else inits.kaiming
         init_B = inits.kaiming if self.init is False else inits.zeros
@@ -121,7 +128,11 @@ class Lora(Method):
         E = form.experts or 0
         A, B, *rest = super().of_experts(form)
         # The format lays experts side by side along the rank: A expert by expert, B rank by rank.
-        return [replace(A, stored=(E * self.r, form.in_), init=inits.kaiming), replace(B, stored=(form.out, self.r * E), order=(1, 2, 0), init=inits.zeros), *rest]
+        return [
+            replace(A, stored=(E * self.r, form.in_), init=inits.kaiming),
+            replace(B, stored=(form.out, self.r * E), order=(1, 2, 0), init=inits.zeros),
+            *rest,
+        ]
 
     def finish(self, W: Adapted, p: Any) -> None:
         if self.init == "orthogonal":
@@ -129,7 +140,9 @@ class Lora(Method):
         elif self._from_W:
             M = W.dense().to(p.lora_A0.dtype)
             n = str(self.init).rpartition("_")[2]
-            A, B = inits.leading_qr(M, self.r) if self.init == "olora" else inits.principal(M, self.r, self.s, int(n) if n.isdigit() else None)
+            A, B = (
+                inits.leading_qr(M, self.r) if self.init == "olora" else inits.principal(M, self.r, self.s, int(n) if n.isdigit() else None)
+            )
             for target, value in [(p.lora_A, A), (p.lora_A0, A), (p.lora_B, B), (p.lora_B0, B)]:
                 target.copy_(value)
 

@@ -1,4 +1,4 @@
-"""OFT: W' = W Rᵀ with R block diagonal and orthogonal (arXiv:2306.07280, eq. 3 and 4; on the input's side, as the file format has it)."""
+"""OFT: W' = W Rᵀ with R block diagonal and orthogonal (arXiv:2306.07280, §3; on the input's side, as the file format has it)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class OFTConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("OFT", "W' = W·diag(R₁ … Rₙ)ᵀ, R orthogonal", "2306.07280", "3", 2023, "in (b − 1) / 2", learning_rate=2e-3)
+        return Facts("OFT", "W' = W·diag(R₁ … Rₙ)ᵀ, R orthogonal", "2306.07280", "§3", 2023, "in (b − 1) / 2", learning_rate=2e-3)
 
     def schedule(self) -> Schedule | None:
         return Projection(self) if self.coft else None

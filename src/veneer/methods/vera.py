@@ -52,7 +52,7 @@ class VeraConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("VeRA", "W' = W + diag(b)·B·diag(d)·A, A and B shared", "2310.11454", "2", 2023, "out + r", learning_rate=2e-2)
+        return Facts("VeRA", "W' = W + diag(b)·B·diag(d)·A, A and B shared", "2310.11454", "eq. 2", 2023, "out + r", learning_rate=2e-2)
 
     def shared(self, forms: list[Form]) -> dict[str, Tensor]:
         import torch

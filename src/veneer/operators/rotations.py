@@ -1,6 +1,6 @@
 """Orthogonal maps: blocks from skew-symmetric ones by the Cayley transform, and products of Householder reflections.
 
-A skew Q (Qᵀ = −Q) gives an orthogonal (I − Q)(I + Q)⁻¹, which is the identity for Q = 0 and has determinant 1 (arXiv:2306.07280, eq. 3). The series of
+A skew Q (Qᵀ = −Q) gives an orthogonal (I − Q)(I + Q)⁻¹, which is the identity for Q = 0 and has determinant 1 (arXiv:2306.07280, §3). The series of
 the file format approximates its transpose (I + Q)(I − Q)⁻¹ instead, so which of the two made a file decides what the file means.
 """
 

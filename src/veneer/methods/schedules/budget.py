@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import StateError
-from .adalora import TRIPLETS
-from .base import Schedule
+from ...errors import StateError
+from ..adalora import TRIPLETS
+from ..base import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .adalora import AdaLoraConfig
+    from ..adalora import AdaLoraConfig
 
 
 class Budget(Schedule):
@@ -109,7 +109,7 @@ def _whole(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
-def _like(t: Tensor, p: Tensor) -> Tensor:
+def _like(t: Tensor, p: Any) -> Tensor:
     """`t` in p's type, spread as p is."""
     t = t.to(p.dtype)
     if not hasattr(p, "full_tensor"):

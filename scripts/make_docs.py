@@ -1,0 +1,104 @@
+"""Write the generated pages of docs/: `python scripts/make_docs.py`, or with --check only say whether they are up to date."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from veneer.config import BiasConfig, PeftConfig, config_classes
+from veneer.layers.kinds import KINDS
+from veneer.layers.parameter import ParameterKind
+
+METHODS = Path(__file__).parents[1] / "docs" / "methods.md"
+
+INTRODUCTION = """# Methods
+
+*Generated from the methods' own facts by `scripts/make_docs.py`; `make docs` checks that it is up to date.*
+
+`W` is the frozen weight as an (out × in) map, `W'` what the adapted layer acts as. Of a convolution, `in` counts the channels of one group times
+the kernel; an embedding is the map of one-hot vectors, so its `in` is the number of rows and its `out` their length. b is a block's size, r a rank, m a number
+of butterfly factors, n a number of frequencies.
+"""
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(["| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *rows]]) + "\n"
+
+
+def methods_page() -> str:
+    """docs/methods.md."""
+    rows = []
+    classes = sorted(config_classes().values(), key=lambda c: (c.facts().year, c.facts().title))
+    for cls in classes:
+        f = cls.facts()
+        paper = f"[arXiv:{f.arxiv}](https://arxiv.org/abs/{f.arxiv}), {f.equation_number}, {f.year}"
+        rows.append(
+            [
+                f.title,
+                f"`{cls.__name__}`",
+                f"`{f.equation}`",
+                paper,
+                f"`{f.parameters}`",
+                "yes" if f.mergeable else "no",
+                f"{f.learning_rate:g}",
+            ]
+        )
+    kinds = [k.name for k in KINDS] + [
+        f"bare {ParameterKind.name}s: `nn.MultiheadAttention`'s projections, stacks of expert weights, any matrix (`target_parameters`)"
+    ]
+    parts = [
+        INTRODUCTION,
+        table(["method", "configuration", "equation", "paper", "trainable parameters of a layer", "merges", "learning rate here"], rows),
+        "DoRA (`LoraConfig(use_dora=True)`, [arXiv:2402.09353](https://arxiv.org/abs/2402.09353), eq. 5) is a combinator over any Δ: "
+        "`W' = diag(m / ‖W + Δ‖)·(W + Δ)`, `out` parameters more.\n",
+        "## Layer kinds\n\nEvery method works on every kind:\n",
+        "\n".join(f"- {k}" for k in kinds) + "\n",
+        "In a convolution with groups, each group of outputs sees its own channels through the same columns, so the groups share what acts on columns.\n",
+        "## Options\n\nThose that all configurations share stand in `PeftConfig`'s own documentation; these are each method's own.\n",
+    ]
+    shared = {f.name for f in dataclasses.fields(PeftConfig)}
+    for cls in classes:
+        own = [f for f in dataclasses.fields(cls) if f.name not in shared]
+        parts.append(f"### {cls.facts().title}\n")
+        parts.append(table(["option", "default", "meaning"], [[f"`{f.name}`", f"`{default(f)}`", meaning(cls, f.name)] for f in own]))
+    return "\n".join(parts)
+
+
+def default(f: dataclasses.Field) -> str:
+    """A field's default value as text."""
+    return repr(f.default_factory() if f.default is dataclasses.MISSING else f.default)  # type: ignore[misc]  # one of the two is there
+
+
+def meaning(cls: type[PeftConfig], option: str) -> str:
+    """An option's line in the nearest docstring that has one."""
+    for c in cls.__mro__:
+        lines = (c.__doc__ or "").splitlines()
+        for i, line in enumerate(lines):
+            if line.strip().startswith(f"{option}: "):
+                text = line.strip().removeprefix(f"{option}: ")
+                for more in lines[i + 1 :]:
+                    if not more.startswith(" " * 12):
+                        break
+                    text += " " + more.strip()
+                if c is BiasConfig and issubclass(cls, BiasConfig):
+                    text = text.replace('("lora_only" and so on)', f'("{cls.BIAS_ONLY}")')
+                return text.replace("|", "\\|")
+    raise SystemExit(f"{cls.__name__}.{option} has no line in Args")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    page = methods_page()
+    if parser.parse_args().check:
+        if not METHODS.is_file() or METHODS.read_text(encoding="utf-8") != page:
+            sys.exit(f"{METHODS} is out of date; run python scripts/make_docs.py")
+        return
+    METHODS.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

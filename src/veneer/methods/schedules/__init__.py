@@ -1,0 +1,1 @@
+"""What methods do around the steps of an optimiser; imported when an adapter with a schedule is attached."""
