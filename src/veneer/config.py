@@ -276,6 +276,12 @@ def check_probability(name: str, value: float) -> None:
         raise ConfigError(f"{name}: a probability from 0 up to (not including) 1, got {value!r}")
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}: a whole number of at least {least}, got {value!r}")
+
+
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Refuse a value that is not one of the choices."""
     if not any(value is c or (value == c and type(value) is type(c)) for c in choices):
@@ -319,8 +325,7 @@ class PatternConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, rank in [("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in (self.rank_pattern or {}).items())]:
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ConfigError(f"{name}: the rank is a whole number of at least 1, got {rank!r}")
+            check_whole(name, rank)
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
 

@@ -55,6 +55,21 @@ class _Constant:
         t.fill_(self.value)
 
 
+def drawn_places(size: int, seed: int) -> _Places:
+    """The first places of 0 … size − 1 in an order that a seed draws."""
+    return _Places(size, seed)
+
+
+class _Places:
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __call__(self, t: Tensor) -> None:
+        import torch
+
+        t.copy_(torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed))[: len(t)])
+
+
 def pairs(t: Tensor) -> None:
     """Random columns (…, n, r), each twice in a row, so that a product of reflections at them is the identity; for an odd r all differ."""
     r = t.shape[-1]

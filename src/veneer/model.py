@@ -295,7 +295,9 @@ class PeftModel(nn.Module):
         if state:
             content[files.STATE_NAME] = files.serialise(state)
         else:
-            (target / files.STATE_NAME).unlink(missing_ok=True)  # of an adapter that is about to be replaced
+            # That of an adapter which is about to be replaced would be taken for this one's.
+            if (target / files.STATE_NAME).is_file():
+                (target / files.STATE_NAME).unlink()
         if not (target / CARD_NAME).exists():
             content[CARD_NAME] = model_card(config, sum(t.numel() for t in tensors.values())).encode()
         write_atomically(target, content)

@@ -6,6 +6,7 @@ Where HF PEFT is known to be wrong, the right value is asserted against the dens
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -191,3 +192,80 @@ def test_multihead_attention_with_a_change_of_the_input_projection_alone(tmp_pat
     ours.save_pretrained(tmp_path)
     theirs = peft.PeftModel.from_pretrained(Model(), tmp_path).eval()
     agree(ours(*inputs()), theirs(*inputs()))
+
+
+# Where HF PEFT's forward is wrong, its own merged weights are right, or it has to be helped to compute at all.
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [
+        # Its fold adds overlapping patches up, so not even a fresh adapter leaves the output alone.
+        ("OFTConfig", {"oft_block_size": 4, "target_modules": ["conv"]}, {"padding": 1}),
+        # Its A has the layer's stride and padding, not its dilation or its padding mode.
+        ("LoraConfig", {"r": 2, "target_modules": ["conv"]}, {"padding": 1, "padding_mode": "circular"}),
+        ("BOFTConfig", {"boft_block_size": 4, "target_modules": ["conv"]}, {"dilation": 2}),
+    ],
+    ids=["oft-kernel", "lora-padding-mode", "boft-dilation"],
+)
+@torch.no_grad()
+def test_convolutions_whose_forward_differs_there(name, options, layer, tmp_path):
+    def plain():
+        torch.manual_seed(4)
+        return nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 8, 3, **layer)))
+
+    theirs = peft.get_peft_model(plain(), getattr(peft, name)(**options)).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = veneer.PeftModel.from_pretrained(plain(), tmp_path).eval()
+    x = torch.randn(2, 4, 6, 6)
+    y = ours(x)
+    try:
+        assert not torch.allclose(theirs(x), y, atol=1e-2)
+    except RuntimeError:
+        pass
+    merged = theirs.merge_and_unload()
+    torch.testing.assert_close(y, merged(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.merge_and_unload()(x), y, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_oft_on_pictures_with_channels_last(tmp_path):
+    # There, any input of four dimensions is taken for a convolution's.
+    theirs = peft.get_peft_model(Model(), peft.OFTConfig(oft_block_size=4, target_modules=["lin"])).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = veneer.PeftModel.from_pretrained(Model(), tmp_path).eval()
+    x = torch.randn(2, 3, 3, 12)
+    with pytest.raises(RuntimeError):
+        theirs.base_model.model.lin(x)
+    expected = theirs.base_model.model.lin(x.flatten(0, 2)).unflatten(0, (2, 3, 3))
+    torch.testing.assert_close(ours.base_model.model.lin(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factors", [2, 3])
+@torch.no_grad()
+def test_butterflies_of_several_factors(factors, tmp_path, monkeypatch):
+    # Without its CUDA extension it falls back to one factor and says nothing; the extension only lays blocks on a diagonal.
+    from peft.tuners.boft import layer
+
+    class Kernel:
+        @staticmethod
+        def forward(blocks):
+            return [torch.stack([torch.block_diag(*b) for b in blocks])]
+
+    monkeypatch.setattr(layer, "get_fbd_cuda", lambda: Kernel)
+
+    def plain():
+        torch.manual_seed(4)
+        return nn.Sequential(OrderedDict(lin=nn.Linear(32, 6)))
+
+    config = peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=factors, target_modules=["lin"])
+    theirs = peft.get_peft_model(plain(), config).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    ours = veneer.PeftModel.from_pretrained(plain(), tmp_path).eval()
+    assert ours.base_model.model.lin.veneer["default"]["weight"].boft_R.shape[0] == factors
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    agree_merged(ours, theirs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import inits
 from .. import operators as op
-from ..config import BiasConfig, check_probability, register
+from ..config import BiasConfig, check_probability, check_whole, register
 from ..errors import ConfigError
 from .base import Facts, Form, Method, Noise, Parameter, Schedule
 
@@ -67,8 +67,7 @@ class AdaLoraConfig(BiasConfig):
         super().__post_init__()
         check_probability("lora_dropout", self.lora_dropout)
         for name in ("init_r", "target_r", "deltaT"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"{name}: a whole number of at least 1, got {getattr(self, name)!r}")
+            check_whole(name, getattr(self, name))
         if self.target_r > self.init_r:
             raise ConfigError(f"target_r={self.target_r} is above init_r={self.init_r}; AdaLoRA prunes from init_r down to target_r")
         for name in ("beta1", "beta2"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import inits
 from .. import operators as op
-from ..config import BiasConfig, check_probability, register
+from ..config import BiasConfig, check_probability, check_whole, register
 from ..errors import ConfigError
 from .base import Facts, Form, Method, Noise, Parameter
 
@@ -45,8 +45,7 @@ class BOFTConfig(BiasConfig):
         size, num = self.boft_block_size, self.boft_block_num
         if bool(size) == bool(num) or min(size, num) < 0:
             raise ConfigError(f"exactly one of boft_block_size and boft_block_num is not 0, got {size} and {num}")
-        if not isinstance(self.boft_n_butterfly_factor, int) or self.boft_n_butterfly_factor < 1:
-            raise ConfigError(f"boft_n_butterfly_factor: a whole number of at least 1, got {self.boft_n_butterfly_factor!r}")
+        check_whole("boft_n_butterfly_factor", self.boft_n_butterfly_factor)
 
     @classmethod
     def facts(cls) -> Facts:

@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import inits
 from .. import operators as op
-from ..config import BiasConfig, pattern_value, register
-from ..errors import ConfigError
+from ..config import BiasConfig, check_whole, pattern_value, register
 from .base import Facts, Form, Method, Parameter
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..operators import Adapted
 
 
@@ -45,8 +42,7 @@ class FourierFTConfig(BiasConfig):
         super().__post_init__()
         self.n_frequency_pattern = self.n_frequency_pattern or {}
         for n in (self.n_frequency, *self.n_frequency_pattern.values()):
-            if not isinstance(n, int) or n < 1:
-                raise ConfigError(f"n_frequency: a whole number of at least 1, got {n!r}")
+            check_whole("n_frequency", n)
 
     @classmethod
     def facts(cls) -> Facts:
@@ -55,18 +51,6 @@ class FourierFTConfig(BiasConfig):
     def method(self, path: str) -> Method:
         n = pattern_value(self.n_frequency_pattern, path, self.n_frequency)
         return FourierFT(n, self.scaling, self.random_loc_seed, self.init_weights)
-
-
-class Places:
-    """The first n of all the places of an (out × in) spectrum in an order that a seed draws."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
-
-    def __call__(self, t: Tensor) -> None:
-        import torch
-
-        t.copy_(torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed))[: len(t)])
 
 
 @dataclass(frozen=True)
@@ -84,7 +68,7 @@ class FourierFT(Method):
         )
 
     def parameters(self, form: Form) -> list[Parameter]:
-        places = Places(form.out * form.in_, self.seed)
+        places = inits.drawn_places(form.out * form.in_, self.seed)
         return [
             Parameter("spectrum", "fourierft_spectrum", (self.n,), inits.zeros if self.init else inits.normal(1.0)),
             Parameter("places", "", (self.n,), places, trainable=False, dtype="int64"),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import inits
 from .. import operators as op
-from ..config import BiasConfig, register
-from ..errors import ConfigError
+from ..config import BiasConfig, check_whole, register
 from .base import Facts, Form, Method, Parameter
 
 if TYPE_CHECKING:
@@ -35,8 +34,7 @@ class HRAConfig(BiasConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.r, int) or self.r < 1:
-            raise ConfigError(f"r: a whole number of at least 1, got {self.r!r}")
+        check_whole("r", self.r)
 
     @classmethod
     def facts(cls) -> Facts:

@@ -14,10 +14,6 @@ from ..errors import ConfigError
 from .base import Facts, Form, Method, Noise, Parameter, Schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
     from ..operators import Adapted
 
 logger = logging.getLogger("veneer")
@@ -68,6 +64,8 @@ class OFTConfig(BiasConfig):
         return Facts("OFT", "W' = W·diag(R₁ … Rₙ)ᵀ, R orthogonal", "2306.07280", "§3", 2023, "in (b − 1) / 2", learning_rate=2e-3)
 
     def schedule(self) -> Schedule | None:
+        from .schedules.projection import Projection
+
         return Projection(self) if self.coft else None
 
     def method(self, path: str) -> Method:
@@ -112,30 +110,9 @@ class Oft(Method):
         n = W.form.features // b
         Q = op.skew(p.oft_R, b)
         if self.eps is not None:
-            Q = within(Q, self.eps / sqrt(Q.shape[-3]))
+            Q = op.within(Q, self.eps / sqrt(Q.shape[-3]))
         R = op.cayley(Q) if self.terms is None else op.cayley_neumann(Q, self.terms)
         return op.rotate(W, op.BlockDiagonal(R.expand(*R.shape[:-3], n, b, b)).transpose())
-
-
-class Projection(Schedule):
-    """COFT: after every step the stored values themselves go back inside the bound."""
-
-    def __init__(self, config: OFTConfig) -> None:
-        self.config = config
-
-    def after_step(self, layers: Sequence[Any]) -> None:
-        for layer in layers:
-            # ‖Q‖² is twice the sum over its upper triangle.
-            norm = (2 * layer.oft_R.square().sum(-1, keepdim=True)).sqrt()
-            bound = self.config.eps / sqrt(layer.oft_R.shape[-2])
-            layer.oft_R.mul_(bound / norm.clamp_min(bound))
-
-
-def within(Q: Tensor, bound: float) -> Tensor:
-    """Each block scaled down to ‖Q‖_F ≤ bound; the scaling is a constant to the gradient, as when the stored values themselves were scaled."""
-    norm = Q.detach().square().sum((-2, -1), keepdim=True).sqrt()
-    nearest = Q.detach() * (bound / norm.clamp_min(bound))
-    return Q + (nearest - Q.detach())
 
 
 def nearest_divisor(n: int, wanted: int) -> int:

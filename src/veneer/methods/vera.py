@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import inits
 from .. import operators as op
-from ..config import BiasConfig, check_probability, register
-from ..errors import ConfigError
+from ..config import BiasConfig, check_probability, check_whole, register
 from .base import Facts, Form, Method, Noise, Parameter
 
 if TYPE_CHECKING:
@@ -47,8 +46,7 @@ class VeraConfig(BiasConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_probability("vera_dropout", self.vera_dropout)
-        if not isinstance(self.r, int) or self.r < 1:
-            raise ConfigError(f"r: the rank is a whole number of at least 1, got {self.r!r}")
+        check_whole("r", self.r)
 
     @classmethod
     def facts(cls) -> Facts:

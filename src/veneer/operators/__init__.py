@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .kronecker import Kronecker
     from .low_rank import LowRank
     from .products import IdentityPlus, Product
-    from .rotations import cayley, cayley_neumann, orthonormal, reflections, skew
+    from .rotations import cayley, cayley_neumann, orthonormal, reflections, skew, within
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
@@ -31,7 +31,7 @@ _HOME = {
     "kronecker": ["Kronecker"],
     "low_rank": ["LowRank"],
     "products": ["IdentityPlus", "Product"],
-    "rotations": ["cayley", "cayley_neumann", "orthonormal", "reflections", "skew"],
+    "rotations": ["cayley", "cayley_neumann", "orthonormal", "reflections", "skew", "within"],
 }
 _FILE = {name: file for file, names in _HOME.items() for name in names}
 
@@ -60,6 +60,7 @@ __all__ = [
     "skew",
     "stack",
     "wider",
+    "within",
 ]
 
 

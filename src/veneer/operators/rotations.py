@@ -21,6 +21,13 @@ def skew(upper: Tensor, b: int) -> Tensor:
     return U - U.mT
 
 
+def within(Q: Tensor, bound: float) -> Tensor:
+    """Each block scaled down to ‖Q‖_F ≤ bound; the scaling is a constant to the gradient, as when the stored values themselves were scaled."""
+    norm = Q.detach().square().sum((-2, -1), keepdim=True).sqrt()
+    nearest = Q.detach() * (bound / norm.clamp_min(bound))
+    return Q + (nearest - Q.detach())
+
+
 def cayley(Q: Tensor) -> Tensor:
     """(I − Q)(I + Q)⁻¹, block by block: (…, b, b)."""
     eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
