@@ -77,7 +77,7 @@ def test_exit_codes_reach_the_shell(tmp_path):
     assert done.returncode == 3 and done.stderr.startswith("veneer: There is no file or folder nowhere") and "Traceback" not in done.stderr
 
 
-def test_the_whole_job(shapes, small_model, tmp_path):
+def test_the_whole_job(shapes, small_model, tmp_path, monkeypatch, capsys):
     done = veneer("train", shapes, "--model", small_model, "--epochs", 2, "--batch-size", 8, "--target-modules", "q_proj,fc1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     log = done.stderr.splitlines()
@@ -92,17 +92,19 @@ def test_the_whole_job(shapes, small_model, tmp_path):
     shown = veneer("predict", "runs/shapes-lora-1", picture, shapes / "lines" / "broken.jpg", cwd=tmp_path)
     assert shown.returncode == 0 and str(picture) in shown.stdout and "%" in shown.stdout
     assert "not read" in shown.stderr and "broken.jpg" not in shown.stdout
-    written = veneer("predict", "runs/shapes-lora-1", picture, "--output", "out/a.csv", cwd=tmp_path)
-    assert (
-        written.returncode == 0 and written.stdout == "" and (tmp_path / "out" / "a.csv").read_text().startswith("path,label,probability")
-    )
-    as_json = veneer("predict", "runs/shapes-lora-1", picture, "--json", cwd=tmp_path)
-    assert json.loads(as_json.stdout)["pictures"][0]["path"] == str(picture)
-
     report = veneer("eval", "runs/shapes-lora-1", shapes, "--output", "report", cwd=tmp_path)
     assert report.returncode == 0 and "accuracy" in report.stdout and "broken.jpg" in report.stderr
     assert {p.name for p in (tmp_path / "report").iterdir()} == {"per_class.csv", "confusion.csv", "confusion.png"}
-    numbers = json.loads(veneer("eval", "runs/shapes-lora-1", shapes, "--json", cwd=tmp_path).stdout)
+
+    # The rest in this process, because each new one spends seconds on importing.
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["predict", "runs/shapes-lora-1", str(picture), "--output", "out/a.csv"]) == 0 and capsys.readouterr().out == ""
+    assert (tmp_path / "out" / "a.csv").read_text().startswith("path,label,probability")
+    assert main(["predict", "runs/shapes-lora-1", str(picture), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"][0]["path"] == str(picture)
+    assert main(["eval", "runs/shapes-lora-1", str(shapes), "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
     assert numbers["pictures"] == 36 and len(numbers["classes"]) == 3
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from contextlib import suppress
 
 import pytest
 import torch
@@ -220,10 +221,8 @@ def test_convolutions_whose_forward_differs_there(name, options, layer, tmp_path
     ours = veneer.PeftModel.from_pretrained(plain(), tmp_path).eval()
     x = torch.randn(2, 4, 6, 6)
     y = ours(x)
-    try:
+    with suppress(RuntimeError):
         assert not torch.allclose(theirs(x), y, atol=1e-2)
-    except RuntimeError:
-        pass
     merged = theirs.merge_and_unload()
     torch.testing.assert_close(y, merged(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.merge_and_unload()(x), y, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from veneer import AdapterFileError, LoraConfig, PeftModel, get_peft_model
+from veneer import AdaLoraConfig, AdapterFileError, LoraConfig, PeftModel, get_peft_model
 
 CONFIG = ViTConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=16, patch_size=8, num_labels=3
@@ -121,6 +121,23 @@ def test_resuming_equals_an_uninterrupted_run(checkpoint, tmp_path):
             if p.requires_grad:
                 p.add_(1.0)
     trainer(other, tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert equal(trained(whole), trained(other))
+
+
+def test_adalora_takes_its_steps_from_trainer_and_resumes_exactly(checkpoint, tmp_path):
+    def model() -> PeftModel:
+        torch.manual_seed(5)
+        base = ViTForImageClassification.from_pretrained(checkpoint)
+        config = AdaLoraConfig(init_r=4, target_r=1, tinit=1, tfinal=1, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+        return get_peft_model(base, config)
+
+    whole, other = model(), model()
+    trainer(whole, tmp_path / "whole", gradient_accumulation_steps=2).train()
+    assert whole.peft_config["default"].total_step == 6
+    assert (tmp_path / "whole" / "checkpoint-4" / "schedule.safetensors").is_file()
+    kept = sum(int((p != 0).sum()) for n, p in whole.named_parameters() if n.endswith("lora_E"))
+    assert kept == 4
+    trainer(other, tmp_path / "other", gradient_accumulation_steps=2).train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     assert equal(trained(whole), trained(other))
 
 

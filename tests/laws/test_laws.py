@@ -210,7 +210,7 @@ def test_any_leading_shape(case, shape, contiguous):
 def test_compiles_whole_and_once(case):
     model, x = case.make(), case.x(6, 3)
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     for _ in range(2):
         y = compiled(x)

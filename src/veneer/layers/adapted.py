@@ -149,8 +149,6 @@ class AdaptedParameters(AdaptedModule):
     """W' by name, within one forward; modules read a weight once per expert, or several times to look at its type."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return self.base_forward(*args, **kwargs)
         self.veneer_cache = {}
         try:
             return self.base_forward(*args, **kwargs)
