@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
+from .engine import sources
 from .errors import StateError, suggest
 from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
 from .layers.fused import hold_open, release
@@ -35,6 +37,7 @@ class Record:
     fused: dict[str, int] = field(default_factory=dict)
     shared: dict[str, Shared] = field(default_factory=dict)
     schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
+    hooks: list[Any] = field(default_factory=list)
 
 
 def record(model: nn.Module) -> Record:
@@ -80,6 +83,7 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, autoc
     """
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = Record({n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)})
+        model.__dict__[RECORD].hooks = sources.watch(model)
         model.requires_grad_(False)
     note = record(model)
     constants = config.shared([s.form for s in plan.sites])
@@ -176,6 +180,8 @@ def detach(model: nn.Module) -> nn.Module:
     for holder in list(holders(model)):
         restore(holder)
     release(model, note.fused)
+    for hook in note.hooks:
+        hook.remove()
     for name, p in model.named_parameters():
         p.requires_grad_(note.required_grad[name])
     del model.__dict__[RECORD]

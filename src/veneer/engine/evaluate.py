@@ -7,7 +7,7 @@ holds them to; `strategy` chooses by hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operators import Adapted, Diagonal, Operator
+from ..operators import Adapted, Diagonal, LowRank, Operator
+from .fused import linear_and_change
+from .masks import mask_of
 from .noise import disturbed
 
 if TYPE_CHECKING:
@@ -95,13 +97,34 @@ def evaluate(layer: Any, x: Tensor) -> Tensor:
     return _split(layer, terms, x)
 
 
+def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor | None:
+    """The output by one autograd node, where the change is one low-rank map of a plain layer in one type; None elsewhere."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or len(terms) != 1 or x.dim() < 2:
+        return None
+    equation, noise = terms[0]
+    change = equation.delta
+    disturbed_otherwise = layer.training and (noise.rows or noise.whole or noise.blocks)
+    if not isinstance(change, LowRank) or not equation.additive or equation.shift is not None or disturbed_otherwise:
+        return None
+    W, b = layer.veneer_kind.plain(layer), layer.veneer_kind.bias(layer)
+    if W is None or W.requires_grad or (b is not None and b.requires_grad) or torch.is_autocast_enabled(x.device.type):
+        return None
+    if not (type(x) is type(W.data) is Tensor and x.dtype == W.dtype and x.numel()) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return None
+    change = change.to(x.dtype)
+    return linear_and_change(x, W, b, change.A, change.B, noise.input if layer.training else 0.0, (id(layer), 0))
+
+
 def _split(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor:
+    whole = _in_one_node(layer, terms, x)
+    if whole is not None:
+        return whole
     seen = []
     for i, (equation, noise) in enumerate(terms):
         if layer.training and noise:
             terms[i] = (disturbed(equation, noise, layer._parameters[next(iter(layer.veneer_kinds))]), noise)
         drop = layer.training and noise.input and x.is_floating_point()
-        seen.append(F.dropout(x, noise.input) if drop else x)
+        seen.append(_dropped(x, noise.input, (id(layer), i)) if drop else x)
     if len(terms) == 1 and (terms[0][0].additive or seen[0] is x):
         return _adapted(layer, terms[0][0], x, seen[0])
     y = layer.base_forward(x)
@@ -114,6 +137,11 @@ def _split(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor:
             # What is dropped is the input of the change W' − W, so W meets both the whole input and the dropped one.
             y = y + (_adapted(layer, equation, s, s) - layer.base_forward(s))
     return y
+
+
+def _dropped(x: Tensor, p: float, reader: Hashable) -> Tensor:
+    # The tracer cannot follow a generator of its own; there the partitioner decides what is kept.
+    return F.dropout(x, p) if torch.compiler.is_compiling() else x * mask_of(x, p, reader)[1].view(x.shape) / (1 - p)
 
 
 def _adapted(layer: Any, equation: Adapted, x: Tensor, dropped: Tensor) -> Tensor:

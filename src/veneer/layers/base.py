@@ -93,6 +93,10 @@ class LayerKind:
         """L y for the layer's output y."""
         return y * self.spread(layer, L.d) if isinstance(L, Diagonal) else L.apply(y)
 
+    def plain(self, layer: nn.Module) -> Tensor | None:
+        """The weight, where the layer does nothing but multiply by it and add its bias."""
+        return None
+
     def forward_with(self, layer: nn.Module, matrix: Tensor, bias: Tensor | None, x: Any) -> Tensor:
         """The layer's own forward with `matrix` in place of its weight, and `bias` of its bias; the result has the layer's usual type."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from ..form import Form
 from ..operators import Operator
 from .base import LayerKind, common, settled
 from .storages import FLOAT, FloatStorage
+from .swap import own_class
 
 
 class LinearKind(LayerKind):
@@ -27,6 +28,10 @@ class LinearKind(LayerKind):
     def form(self, layer: nn.Module) -> Form:
         return Form(layer.out_features, layer.in_features)  # type: ignore[arg-type]  # nn.Linear's own numbers
 
+    def plain(self, layer: nn.Module) -> Tensor | None:
+        own = own_class(layer).forward is nn.Linear.forward
+        return self.storage(layer).read(layer, self.tensor) if own else None
+
     def add(self, layer: nn.Module, y: Tensor, S: Operator, x: Tensor) -> Tensor:
         return S.add_to(y, x)
 
@@ -44,6 +49,9 @@ class TransposedLinearKind(LinearKind):
         named = any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(layer).__mro__)
         weight = layer._parameters.get("weight")
         return named and weight is not None and weight.dim() == 2 and weight.is_floating_point()
+
+    def plain(self, layer: nn.Module) -> Tensor | None:
+        return None
 
     def form(self, layer: nn.Module) -> Form:
         in_, out = layer.weight.shape  # type: ignore[misc]  # a 2-D parameter

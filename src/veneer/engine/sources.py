@@ -1,0 +1,79 @@
+"""What a layer's input was made from: saved for backward in place of the input itself.
+
+Most adapted inputs are outputs of a normalisation or an activation, which keep their own input for their own backward. A forward hook on these modules notes it
+on their output; an adapted layer then saves that same tensor, which costs nothing, and makes its input again in backward, once for all layers that read it
+(query, key and value). The note is made only where autograd's graph shows that one known operation made the output from exactly that input; everything else is
+saved as usual, so a gradient is never wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NODES = {"NativeLayerNormBackward0", "GeluBackward0", "SiluBackward0", "FusedRmsNormBackward0"}
+"""Operations that keep their own input, have one output, and draw no random numbers."""
+
+_NOTE = "_veneer_source"
+
+
+class Source:
+    """A module's pure function of one tensor, and how often backward will ask for its output. The tensor itself is left to autograd's keeping."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.parameters = [(p, p._version) for p in module.parameters(recurse=False)]
+        self.uses = 0
+        self.made: Tensor | None = None
+
+    def make(self, origin: Tensor) -> Tensor:
+        """The output again; kept until every layer that reads it has asked.
+
+        Raises:
+            RuntimeError: a parameter of the module was changed in place since the forward.
+        """
+        self.uses -= 1
+        if self.made is not None:
+            made = self.made
+        else:
+            if any(p._version != version for p, version in self.parameters):
+                raise RuntimeError(
+                    f"a parameter of {type(self.module).__name__} needed for gradient computation has been modified by an inplace operation"
+                )
+            with torch.no_grad():
+                made = type(self.module).forward(self.module, origin)
+        self.made = made if self.uses > 0 else None
+        return made
+
+
+def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook: remember on `output` that it is `module` of its input."""
+    if torch.compiler.is_compiling() or len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
+        return
+    x, node = args[0], output.grad_fn
+    if not isinstance(x, Tensor) or node.name() not in NODES or output._version or torch.is_autocast_enabled(x.device.type):
+        return
+    made_by = node.next_functions[0][0]
+    leaf = getattr(made_by, "variable", None)
+    if (x.grad_fn is not None and made_by is x.grad_fn) or (x.grad_fn is None and leaf is x):
+        setattr(output, _NOTE, (Source(module), x))
+
+
+def source_of(x: Tensor) -> tuple[Source, Tensor] | None:
+    """How `x`, or the tensor that it is a view of, was made and from what, if that was noted and it is still the same."""
+    whole = x if x._base is None else x._base
+    if whole._version or x.numel() != whole.numel() or not (x.is_contiguous() and whole.is_contiguous()):
+        return None
+    return getattr(whole, _NOTE, None)
+
+
+def watch(model: nn.Module) -> list[Any]:
+    """Note the outputs of the model's normalisations and activations from now on; returns the hooks, for removal."""
+    words = ("norm", "gelu", "silu", "swish")
+    return [
+        m.register_forward_hook(note)
+        for m in model.modules()
+        if next(m.children(), None) is None and any(w in type(m).__name__.lower() for w in words)
+    ]
