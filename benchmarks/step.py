@@ -35,8 +35,8 @@ CASES: dict[str, dict] = {
 }
 # Times the floor that a case may take, and may keep in memory; None where no promise is made yet.
 LIMITS: dict[str, tuple[float | None, float | None]] = {
-    "LoRA r16": (1.35, 1.7),
-    "LoRA r16, dropout 0.1": (None, None),
+    "LoRA r16": (1.35, 1.05),
+    "LoRA r16, dropout 0.1": (1.7, 1.06),
     "DoRA r16": (None, None),
 }
 

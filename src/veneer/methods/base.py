@@ -6,8 +6,8 @@ function, a combinator such as DoRA wraps any other method, and the number of tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Facts:
     learning_rate: float
     """A good AdamW learning rate for vision transformers, used as the method's preset."""
     mergeable: bool = True
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the image application sets otherwise than the format's defaults."""
 
 
 @dataclass(frozen=True)

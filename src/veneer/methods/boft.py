@@ -49,7 +49,7 @@ class BOFTConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("BOFT", "W' = diag(s)·W·(B_m ⋯ B_1)ᵀ, B_i orthogonal", "2311.06243", "§4", 2023, "m in b + out", learning_rate=2e-3)
+        return Facts("BOFT", "W' = diag(s)·W·(B_m ⋯ B_1)ᵀ, B_i orthogonal", "2311.06243", "§4", 2023, "m in b + out", learning_rate=6e-3)
 
     def method(self, path: str) -> Method:
         return Boft(self.boft_block_size, self.boft_block_num, self.boft_n_butterfly_factor, self.init_weights, self.boft_dropout)

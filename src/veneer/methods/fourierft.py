@@ -46,7 +46,16 @@ class FourierFTConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("FourierFT", "W' = W + s·Re(F⁻¹(E)), E sparse", "2405.03003", "eq. 2", 2024, "n", learning_rate=5e-2)
+        return Facts(
+            "FourierFT",
+            "W' = W + s·Re(F⁻¹(E)), E sparse",
+            "2405.03003",
+            "eq. 2",
+            2024,
+            "n",
+            learning_rate=5e-2,
+            preset={"init_weights": True},
+        )
 
     def method(self, path: str) -> Method:
         n = pattern_value(self.n_frequency_pattern, path, self.n_frequency)

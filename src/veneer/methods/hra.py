@@ -38,7 +38,7 @@ class HRAConfig(BiasConfig):
 
     @classmethod
     def facts(cls) -> Facts:
-        return Facts("HRA", "W' = W·H₁ ⋯ H_r, H_i = I − 2 u_i u_iᵀ / ‖u_i‖²", "2405.17484", "§3", 2024, "r in", learning_rate=2e-3)
+        return Facts("HRA", "W' = W·H₁ ⋯ H_r, H_i = I − 2 u_i u_iᵀ / ‖u_i‖²", "2405.17484", "§3", 2024, "r in", learning_rate=1e-2)
 
     def method(self, path: str) -> Method:
         return Hra(self.r, self.apply_GS, self.init_weights)

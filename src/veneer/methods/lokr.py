@@ -44,7 +44,7 @@ class LoKrConfig(LycorisConfig):
     @classmethod
     def facts(cls) -> Facts:
         count = "a c + r (b + d), out = a b, in = c d"
-        return Facts("LoKr", "W' = W + s·W₁ ⊗ W₂", "2309.14859", "§3", 2023, count, learning_rate=5e-3)
+        return Facts("LoKr", "W' = W + s·W₁ ⊗ W₂", "2309.14859", "§3", 2023, count, learning_rate=1e-2)
 
     def method(self, path: str) -> Method:
         r = pattern_value(self.rank_pattern, path, self.r)

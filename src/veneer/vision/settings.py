@@ -120,7 +120,11 @@ def resolve(given: Mapping[str, Any], *, file: str | Path | None = None, given_f
     options = option_fields(cls)
     values: dict[str, Any] = {n: f.default for n, f in own.items()} | {n: option_default(f) for n, f in options.items()}
     origins = dict.fromkeys(values, BUILT_IN)
-    for origin, layer in ((PRESET, {"learning_rate": cls.facts().learning_rate}), (FILE, from_file), (given_from, given)):
+    for origin, layer in (
+        (PRESET, {"learning_rate": cls.facts().learning_rate, **cls.facts().preset}),
+        (FILE, from_file),
+        (given_from, given),
+    ):
         for name, value in layer.items():
             if name not in values:
                 where = f" in {file}" if origin == FILE else ""
