@@ -37,7 +37,7 @@ def test_every_field_and_option_is_in_the_table():
         ({"epochs": -1}, "epochs: Input should be greater than 0, got -1"),
         ({"augment": "lots"}, "augment: Input should be 'none', 'light' or 'standard'"),
         ({"r": "many"}, "r: .*integer.*, got 'many'"),
-        ({"r": 0}, "r: the rank"),
+        ({"r": 0}, "r: a whole number"),
         ({"lora_dropout": 2.0}, "lora_dropout: a probability"),
     ],
 )

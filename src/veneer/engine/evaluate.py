@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operators import Adapted, Diagonal, LowRank, Operator
+from ..operators import Adapted, Diagonal, Operator
 from .fused import linear_and_change
 from .masks import mask_of
 from .noise import disturbed
@@ -102,16 +102,18 @@ def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> T
     if torch.compiler.is_compiling() or not torch.is_grad_enabled() or len(terms) != 1 or x.dim() < 2:
         return None
     equation, noise = terms[0]
-    change = equation.delta
     disturbed_otherwise = layer.training and (noise.rows or noise.whole or noise.blocks)
-    if not isinstance(change, LowRank) or not equation.additive or equation.shift is not None or disturbed_otherwise:
+    if equation.delta is None or not equation.additive or equation.shift is not None or disturbed_otherwise:
         return None
     W, b = layer.veneer_kind.plain(layer), layer.veneer_kind.bias(layer)
     if W is None or W.requires_grad or (b is not None and b.requires_grad) or torch.is_autocast_enabled(x.device.type):
         return None
     if not (type(x) is type(W.data) is Tensor and x.dtype == W.dtype and x.numel()) or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return None
-    change = change.to(x.dtype)
+    factors = equation.delta.factors()
+    if factors is None:
+        return None
+    change = factors.to(x.dtype)
     return linear_and_change(x, W, b, change.A, change.B, noise.input if layer.training else 0.0, (id(layer), 0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,8 @@ from .base import Facts, Form, Method, Noise, Parameter, Schedule
 
 if TYPE_CHECKING:
     from ..operators import Adapted
+
+logger = logging.getLogger("veneer")
 
 TRIPLETS = ("lora_A", "lora_E", "lora_B")
 _NOT_ADALORA = "AdaLoRA has no such option; init_r, target_r and lora_alpha are its numbers"
@@ -75,6 +78,15 @@ class AdaLoraConfig(BiasConfig):
                 raise ConfigError(f"{name}: a number between 0 and 1, got {getattr(self, name)!r}")
         if self.orth_reg_weight < 0:
             raise ConfigError(f"orth_reg_weight: not below 0, got {self.orth_reg_weight!r}")
+        for path, kept in (self.rank_pattern or {}).items():
+            if not isinstance(kept, list) or not all(isinstance(k, bool) for k in kept):
+                raise ConfigError(
+                    f"rank_pattern[{path!r}]: AdaLoRA finds ranks by itself; files hold a list of true and false there, got {kept!r}"
+                )
+        if self.r not in (8, self.init_r, self.target_r):
+            logger.warning(
+                "AdaLoRA does not use r=%s; it starts at init_r=%s and prunes to target_r=%s", self.r, self.init_r, self.target_r
+            )
         self._check_steps(self.total_step)
 
     def _check_steps(self, total: int | None) -> None:

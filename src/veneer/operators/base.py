@@ -79,6 +79,10 @@ class Operator:
         """The same map as B A, where its structure gives factors without loss."""
         return None
 
+    def factors(self) -> LowRank | None:
+        """`low_rank`, where applying it costs less than applying the map as it is."""
+        return None
+
     def drop_blocks(self, p: float) -> Operator:
         """The same rotation with a share p of its blocks, drawn at random, replaced by the identity."""
         return self
@@ -148,6 +152,9 @@ class Sum(Operator):
         return y
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        factors = self.factors()
+        if factors is not None:
+            return factors.add_to(y, x)
         for term in self.terms:
             y = term.add_to(y, x)
         return y
@@ -162,6 +169,12 @@ class Sum(Operator):
         from .low_rank import concatenate
 
         found = [t.low_rank() for t in self.terms]
+        return None if any(f is None for f in found) else concatenate([f for f in found if f is not None])
+
+    def factors(self) -> LowRank | None:
+        from .low_rank import concatenate
+
+        found = [t.factors() for t in self.terms]
         return None if any(f is None for f in found) else concatenate([f for f in found if f is not None])
 
     def transpose(self) -> Operator:

@@ -34,19 +34,19 @@ class Hadamard(Operator):
         B = (S.B.unsqueeze(-1) * T.B.unsqueeze(-2)).flatten(-2)
         return LowRank(B, A)
 
-    def _factors_pay(self) -> bool:
-        """Whether rank r₁ r₂ costs less than the dense matrix, backward counted."""
+    def factors(self) -> LowRank | None:
+        # Three products with them, forward and backward, against the dense matrix and its gradient.
         if not isinstance(self.S, LowRank) or not isinstance(self.T, LowRank):
-            return False
+            return None
         out, in_ = self.shape
-        return 3 * self.S.rank * self.T.rank * (out + in_) < out * in_
+        return self.low_rank() if 3 * self.S.rank * self.T.rank * (out + in_) < out * in_ else None
 
     def apply(self, x: Tensor) -> Tensor:
-        factors = self.low_rank() if self._factors_pay() else None
+        factors = self.factors()
         return times(x, self.dense()) if factors is None else factors.apply(x)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        factors = self.low_rank() if self._factors_pay() else None
+        factors = self.factors()
         return y + self.apply(x) if factors is None else factors.add_to(y, x)
 
     def columns(self, ids: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Hadamard(Operator):
         return self.S.dense() * self.T.dense()
 
     def cost(self, tokens: int, itemsize: int = 4) -> Cost:
-        factors = self.low_rank() if self._factors_pay() else None
+        factors = self.factors()
         if factors is not None:
             return factors.cost(tokens, itemsize)
         out, in_ = self.shape

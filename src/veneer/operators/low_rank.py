@@ -53,6 +53,9 @@ class LowRank(Operator):
     def low_rank(self) -> LowRank:
         return self
 
+    def factors(self) -> LowRank:
+        return self
+
     def transpose(self) -> LowRank:
         return LowRank(self.A.mT, self.B.mT)
 

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "r": 16,
     "lora_alpha": 32,
     "target_modules": "all-linear",
-    "learning_rate": 4e-3,
+    "learning_rate": 2e-3,
     "batch_size": 32,
     "workers": 1,
     "val_fraction": 0.1,
@@ -178,7 +178,7 @@ def scores_table(scores: Iterable[Score]) -> Any:
     return table
 
 
-def run_demo(root: str | Path = "veneer-demo", *, seed: int = 0, epochs: float = 12) -> list[Score]:
+def run_demo(root: str | Path = "veneer-demo", *, seed: int = 0, epochs: float = 18) -> list[Score]:
     """Write the digits under `root`, measure the baselines, train LoRA, reload the adapter from disk and name a few held-out digits.
 
     Args:
