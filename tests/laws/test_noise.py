@@ -78,7 +78,7 @@ def test_dropout_reaches_only_the_input_of_the_change(method, kind):
     torch.manual_seed(1)
     y = model(x)
     torch.manual_seed(1)
-    dropped = x * mask_of(x.clone(), 0.5, None)[1].view(x.shape) / 0.5
+    dropped = x * mask_of(x.clone(), 0.5, None)[1].keep(x.dtype).view(x.shape) / 0.5
     change = case.output(model, dropped) - base_of(model, dropped).double()
     close(y, (base_of(model, x).double() + change).float())
 

@@ -1,39 +1,32 @@
 """Evaluate y = L (W (R x) + Δ x) + b for the active adapters of one layer.
 
-Split: the layer's own forward, then the change accumulated into its output; W is never read, nothing is kept for backward that the frozen
-layer does not keep, save x itself and tokens × r numbers. Merged: build W' once and do one product. Both are the same equation, which the law suite
-holds them to; `strategy` chooses by hand.
+Split: the layer's own forward, then the change accumulated into its output; W is never read. Merged: build W' once and do one product. Both are the same equation, which
+the law suite holds them to; a cost model chooses where it may (see `choice`), `strategy` chooses by hand. A plain linear layer with one adapter is one autograd node (see
+`node`); every other layer, and every layer under torch.compile, whose own partitioner decides what is kept, is composed of autograd's operations here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operators import Adapted, Diagonal, Operator
-from .fused import linear_and_change
+from ..operators import Adapted, Diagonal, Operator, Product
+from .choice import Strategy, choose
 from .masks import mask_of
+from .node import linear_in_one_node
 from .noise import disturbed
 
 if TYPE_CHECKING:
     from ..methods.base import Noise
 
 
-class Strategy(StrEnum):
-    """How an equation becomes an output."""
-
-    SPLIT = "split"
-    MERGED = "merged"
-
-
 # A plain global: torch.compile guards on it, whereas it cannot trace a context variable.
-_strategy = Strategy.SPLIT
+_strategy = Strategy.AUTO
 
 
 @contextmanager
@@ -92,35 +85,51 @@ def evaluate(layer: Any, x: Tensor) -> Tensor:
     """The output of an adapted layer that is called."""
     (tensor,) = layer.veneer_kinds
     terms = layer.equations(tensor)
+    whole = _in_one_node(layer, terms, x)
+    if whole is not None:
+        return whole
     if _strategy is Strategy.MERGED and not (layer.training and any(noise for _, noise in terms)):
         return layer.veneer_kind.forward_with(layer, merged_matrix(layer, tensor), merged_bias(layer, tensor), x)
     return _split(layer, terms, x)
 
 
 def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor | None:
-    """The output by one autograd node, where the change is one low-rank map of a plain layer in one type; None elsewhere."""
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or len(terms) != 1 or x.dim() < 2:
+    """The output by one autograd node, where a plain linear layer has one adapter; None elsewhere."""
+    W = layer.veneer_kind.plain(layer)
+    if W is None or W.requires_grad or len(terms) != 1 or x.dim() < 2 or not x.numel() or torch.compiler.is_compiling():
         return None
+    if not (type(x) is type(W.data) is Tensor and x.is_floating_point()) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return None
+    dtype = _computed_in(x, W)
     equation, noise = terms[0]
-    disturbed_otherwise = layer.training and (noise.rows or noise.whole or noise.blocks)
-    if equation.delta is None or not equation.additive or equation.shift is not None or disturbed_otherwise:
+    p = noise.input if layer.training else 0.0
+    if dtype is None or not (equation.additive if p else equation.L is None or isinstance(equation.L, Diagonal)):
         return None
-    W, b = layer.veneer_kind.plain(layer), layer.veneer_kind.bias(layer)
-    if W is None or W.requires_grad or (b is not None and b.requires_grad) or torch.is_autocast_enabled(x.device.type):
-        return None
-    if not (type(x) is type(W.data) is Tensor and x.dtype == W.dtype and x.numel()) or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return None
-    factors = equation.delta.factors()
-    if factors is None:
-        return None
-    change = factors.to(x.dtype)
-    return linear_and_change(x, W, b, change.A, change.B, noise.input if layer.training else 0.0, (id(layer), 0))
+    if layer.training and noise:
+        equation = disturbed(equation, noise, W)
+    g = None if equation.L is None else equation.L.d
+    delta = equation.delta
+    if g is not None and delta is not None:
+        delta = Product(Diagonal(g.detach()), delta)
+    R, delta = (None if S is None else S.for_tokens().to(dtype) for S in (equation.R, delta))
+    if g is not None and g.requires_grad and torch.is_grad_enabled():
+        # Their gradient is read from the output, which a factor of 0 leaves nothing in, or computed again by the node, if there is one.
+        graph = x.requires_grad or any(t.requires_grad for S in (R, delta) if S is not None for t in S.tensors())
+        if not graph or (not g.is_meta and bool((g == 0).any())):
+            return None
+    tokens = x.shape[:-1].numel()
+    choice = choose(_strategy, tokens, (W.shape[0], W.shape[1]), R, delta, g is not None, p > 0, dtype if dtype == W.dtype else torch.bfloat16, x.device)
+    return linear_in_one_node(x, W, equation.bias(layer.veneer_kind.bias(layer)), g, R, delta, choice, dtype, p, (id(layer), 0))
+
+
+def _computed_in(x: Tensor, W: Tensor) -> torch.dtype | None:
+    """The type in which the layer itself would multiply; None where it would refuse."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x.dtype if x.dtype == W.dtype else None
+    return None if torch.float64 in (x.dtype, W.dtype) else torch.get_autocast_dtype(x.device.type)
 
 
 def _split(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor:
-    whole = _in_one_node(layer, terms, x)
-    if whole is not None:
-        return whole
     seen = []
     for i, (equation, noise) in enumerate(terms):
         if layer.training and noise:
@@ -143,7 +152,7 @@ def _split(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor:
 
 def _dropped(x: Tensor, p: float, reader: Hashable) -> Tensor:
     # The tracer cannot follow a generator of its own; there the partitioner decides what is kept.
-    return F.dropout(x, p) if torch.compiler.is_compiling() else x * mask_of(x, p, reader)[1].view(x.shape) / (1 - p)
+    return F.dropout(x, p) if torch.compiler.is_compiling() else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
 
 
 def _adapted(layer: Any, equation: Adapted, x: Tensor, dropped: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def row_norms(V: Adapted) -> Tensor:
         raise TypeError("row_norms takes W + Δ")
     W = V.W.dense()
     W = W.to(torch.promote_types(W.dtype, torch.float32))
-    total = W.square().sum(-1)
+    total = torch.linalg.vector_norm(W, dim=-1).square()
     if V.delta is not None:
         delta = V.delta.to(W.dtype)
         total = total + 2 * delta.row_dot(W) + delta.squared_row_norms()

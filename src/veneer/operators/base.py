@@ -8,7 +8,7 @@ the parameters of the moment, because a cached one would keep tensors that `.to(
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -47,6 +47,10 @@ class Operator:
         """y + x Sᵀ. May overwrite y, which the caller gives away."""
         return y + self.apply(x)
 
+    def overwrite(self, x: Tensor) -> Tensor:
+        """x Sᵀ outside autograd, for a contiguous x (tokens, in) that the caller gives away."""
+        return self.apply(x)
+
     def transpose(self) -> Operator:
         """Sᵀ, an (in × out) operator."""
         raise NotImplementedError
@@ -79,9 +83,66 @@ class Operator:
         """The same map as B A, where its structure gives factors without loss."""
         return None
 
-    def factors(self) -> LowRank | None:
-        """`low_rank`, where applying it costs less than applying the map as it is."""
-        return None
+    def for_tokens(self) -> Operator:
+        """The same map by the tensors that meet the tokens: what is small is multiplied out here, once, and not in every product."""
+        return self
+
+    def accumulate(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Add x Sᵀ to y in place, outside autograd; returns what `gradients` wants to see again.
+
+        Args:
+            y: (tokens, out).
+            x: (tokens, in).
+        """
+        y += self.apply(x)
+        return ()
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        """The gradients of Σ dy ∘ (x Sᵀ), outside autograd: those of S's tensors, in their order, are returned; that of x is added to dx in place.
+
+        The way that every operator has: autograd over `apply`, once more.
+
+        Args:
+            x: (tokens, in).
+            dy: (tokens, out).
+            dx: (tokens, in), or None where it is not wanted.
+            kept: what `accumulate` returned.
+        """
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in self.tensors()]
+            x = x.detach().requires_grad_(dx is not None)
+            y = self.with_tensors(leaves).apply(x)
+        found = torch.autograd.grad(y, leaves if dx is None else [*leaves, x], dy)
+        if dx is not None:
+            dx += found[-1]
+        return found[: len(leaves)]
+
+    def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of Σ G ∘ S with respect to S's tensors, in their order, outside autograd; G is (out, in)."""
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in self.tensors()]
+            M = self.with_tensors(leaves).dense()
+        return torch.autograd.grad(M, leaves, G)
+
+    def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
+        """M + S as an (out, in) tensor; a new one, unless M is the caller's own, to be overwritten outside autograd."""
+        return M.add_(self.dense()) if own else M + self.dense()
+
+    def cost_of_adding(self, itemsize: int = 4) -> Cost:
+        """What `added_to` costs."""
+        out, in_ = self.shape
+        return self.cost(in_, itemsize) + Cost(out * in_, 3 * itemsize * out * in_)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """S's tensors, in the order of its fields."""
+        found: list[Tensor] = []
+        self.map(lambda t: (found.append(t), t)[1])
+        return tuple(found)
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
+        """The same operator with other tensors, in the order of `tensors()`."""
+        left = iter(tensors)
+        return self.map(lambda _: next(left))
 
     def drop_blocks(self, p: float) -> Operator:
         """The same rotation with a share p of its blocks, drawn at random, replaced by the identity."""
@@ -122,6 +183,19 @@ def times(x: Tensor, M: Tensor) -> Tensor:
     return (x.flatten(first, -2) @ M.mT).unflatten(first, x.shape[first:-1])
 
 
+def pieces(*tensors: Tensor) -> Iterator[slice]:
+    """The rows of tensors with as many rows in equal pieces that a processor's cache holds, so that what is made of them on the way never meets the memory.
+
+    On other devices all rows at once.
+    """
+    rows, numbers = len(tensors[0]), max(t.numel() for t in tensors)
+    count = -(-numbers // NUMBERS_IN_CACHE) if tensors[0].device.type == "cpu" else 1
+    step = max(1, -(-rows // max(1, count)))
+    yield from (slice(i, i + step) for i in range(0, rows, step))
+
+
+NUMBERS_IN_CACHE = 1 << 20
+
 T = TypeVar("T")
 
 
@@ -152,9 +226,6 @@ class Sum(Operator):
         return y
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        factors = self.factors()
-        if factors is not None:
-            return factors.add_to(y, x)
         for term in self.terms:
             y = term.add_to(y, x)
         return y
@@ -171,11 +242,26 @@ class Sum(Operator):
         found = [t.low_rank() for t in self.terms]
         return None if any(f is None for f in found) else concatenate([f for f in found if f is not None])
 
-    def factors(self) -> LowRank | None:
-        from .low_rank import concatenate
+    def for_tokens(self) -> Operator:
+        from .low_rank import LowRank, concatenate
 
-        found = [t.factors() for t in self.terms]
-        return None if any(f is None for f in found) else concatenate([f for f in found if f is not None])
+        found = [t.for_tokens() for t in self.terms]
+        low = [t for t in found if isinstance(t, LowRank)]
+        if len(low) < 2:
+            return Sum(tuple(found))
+        rest = [t for t in found if not isinstance(t, LowRank)]
+        return Sum((concatenate(low), *rest)) if rest else concatenate(low)
+
+    def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
+        for i, term in enumerate(self.terms):
+            M = term.added_to(M, own=own or i > 0)
+        return M
+
+    def cost_of_adding(self, itemsize: int = 4) -> Cost:
+        total = Cost(0, 0)
+        for term in self.terms:
+            total = total + term.cost_of_adding(itemsize)
+        return total
 
     def transpose(self) -> Operator:
         return Sum(tuple(t.transpose() for t in self.terms))

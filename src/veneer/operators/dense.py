@@ -26,6 +26,22 @@ class Dense(Operator):
     def apply(self, x: Tensor) -> Tensor:
         return times(x, self.M)
 
+    def accumulate(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        y.addmm_(x, self.M.mT)
+        return ()
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        if dx is not None:
+            dx.addmm_(dy, self.M)
+        return (dy.mT @ x,)
+
+    def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
+        return (G,)
+
+    def cost_of_adding(self, itemsize: int = 4) -> Cost:
+        out, in_ = self.shape
+        return Cost(in_ * out, 3 * itemsize * in_ * out)
+
     def transpose(self) -> Dense:
         return Dense(self.M.mT)
 

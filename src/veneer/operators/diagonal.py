@@ -28,6 +28,11 @@ class Diagonal(Operator):
         batch = self.d.shape[:-1]
         return x * self.d.reshape(*batch, *(1,) * (x.dim() - 1 - len(batch)), -1)
 
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        if dx is not None:
+            dx.addcmul_(dy, self.d)
+        return ((dy * x).sum(0),)
+
     def transpose(self) -> Diagonal:
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .base import Cost, Operator, times
@@ -22,6 +23,9 @@ class Hadamard(Operator):
     S: Operator
     T: Operator
 
+    def __post_init__(self) -> None:
+        self._dense: tuple[Tensor, Tensor] | None = None
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.S.shape
@@ -34,20 +38,49 @@ class Hadamard(Operator):
         B = (S.B.unsqueeze(-1) * T.B.unsqueeze(-2)).flatten(-2)
         return LowRank(B, A)
 
-    def factors(self) -> LowRank | None:
-        # Three products with them, forward and backward, against the dense matrix and its gradient.
+    def for_tokens(self) -> Operator:
+        # Three products with the factors, forward and backward, against the dense matrix and its gradient.
         if not isinstance(self.S, LowRank) or not isinstance(self.T, LowRank):
-            return None
+            return self
         out, in_ = self.shape
-        return self.low_rank() if 3 * self.S.rank * self.T.rank * (out + in_) < out * in_ else None
+        factors = self.low_rank() if 3 * self.S.rank * self.T.rank * (out + in_) < out * in_ else None
+        return self if factors is None else factors
 
     def apply(self, x: Tensor) -> Tensor:
-        factors = self.factors()
-        return times(x, self.dense()) if factors is None else factors.apply(x)
+        meets = self.for_tokens()
+        return times(x, self.dense()) if meets is self else meets.apply(x)
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        factors = self.factors()
-        return y + self.apply(x) if factors is None else factors.add_to(y, x)
+        meets = self.for_tokens()
+        return y + self.apply(x) if meets is self else meets.add_to(y, x)
+
+    def accumulate(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        y.addmm_(x, self.dense().mT)
+        return ()
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        if dx is not None:
+            dx.addmm_(dy, self.dense())
+        return self.gradients_of_dense(dy.mT @ x)
+
+    def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
+        S, T = self._parts()
+        of_S = self.S.gradients_of_dense(G * T)
+        return of_S + self.T.gradients_of_dense(G.mul_(S))
+
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        # Outside autograd: W' and the gradients of one backward both need them.
+        if self._dense is None:
+            self._dense = self.S.dense(), self.T.dense()
+        return self._dense
+
+    def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
+        S, T = self._parts() if not torch.is_grad_enabled() else (self.S.dense(), self.T.dense())
+        return torch.addcmul(M, S, T, out=M if own else None)
+
+    def cost_of_adding(self, itemsize: int = 4) -> Cost:
+        out, in_ = self.shape
+        return self.S.cost_of_adding(itemsize) + self.T.cost_of_adding(itemsize) + Cost(2 * out * in_, 4 * itemsize * out * in_)
 
     def columns(self, ids: Tensor) -> Tensor:
         return self.S.columns(ids) * self.T.columns(ids)
@@ -62,9 +95,9 @@ class Hadamard(Operator):
         return self.S.dense() * self.T.dense()
 
     def cost(self, tokens: int, itemsize: int = 4) -> Cost:
-        factors = self.factors()
-        if factors is not None:
-            return factors.cost(tokens, itemsize)
+        meets = self.for_tokens()
+        if meets is not self:
+            return meets.cost(tokens, itemsize)
         out, in_ = self.shape
         build = self.S.cost(in_, itemsize) + self.T.cost(in_, itemsize)
         return build + Cost(out * in_ * (1 + 2 * tokens), itemsize * (tokens * (in_ + out) + 3 * in_ * out))

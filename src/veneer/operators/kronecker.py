@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Cost, Operator
+from .base import Cost, Operator, pieces
+from .dense import Dense
 
 
 @dataclass(eq=False)
@@ -35,6 +36,37 @@ class Kronecker(Operator):
         else:
             Y = self.T.apply(self.S.apply(X.mT).mT)
         return Y.reshape(*x.shape[:-1], a * b)
+
+    def for_tokens(self) -> Kronecker:
+        return Kronecker(_small(self.S), _small(self.T))
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        # Y = S X Tᵀ for each token:  U = Sᵀ dY,  dX = U T,  dT = Σ Uᵀ X,  dS = Σ dY (X Tᵀ)ᵀ.
+        if not (isinstance(self.S, Dense) and isinstance(self.T, Dense)):
+            return super().gradients(x, dy, dx, kept)
+        S, T = self.S.M, self.T.M
+        (a, c), (b, d) = S.shape, T.shape
+        dS, dT = torch.zeros_like(S), torch.zeros_like(T)
+        for rows in pieces(x, dy):
+            X = x[rows].view(-1, c, d).transpose(0, 1)  # (c, tokens, d)
+            dY = dy[rows].view(-1, a, b).transpose(0, 1).reshape(a, -1)  # (a, tokens b); with tokens inside, each product is a few large ones
+            U = (S.mT @ dY).view(c, -1, b)
+            if dx is not None:
+                dx[rows].view(-1, c, d).add_((U @ T).transpose(0, 1))
+            dT += torch.bmm(U.mT, X).sum(0)
+            V = torch.bmm(X, T.mT.expand(c, d, b)).view(c, -1)
+            dS.addmm_(dY, V.mT)
+        return dS, dT
+
+    def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
+        S, T = self.S.dense(), self.T.dense()
+        (a, c), (b, d) = S.shape, T.shape
+        parts = M.reshape(a, b, c, d)
+        return torch.addcmul(parts, S[:, None, :, None], T[None, :, None, :], out=parts if own else None).view(a * b, c * d)
+
+    def cost_of_adding(self, itemsize: int = 4) -> Cost:
+        out, in_ = self.shape
+        return Cost(2 * out * in_, 2 * itemsize * out * in_)
 
     def transpose(self) -> Kronecker:
         return Kronecker(self.S.transpose(), self.T.transpose())
@@ -69,3 +101,8 @@ class Kronecker(Operator):
     def squared_row_norms(self) -> Tensor:
         S, T = self.S.squared_row_norms(), self.T.squared_row_norms()
         return (S.unsqueeze(-1) * T.unsqueeze(-2)).flatten(-2)
+
+
+def _small(S: Operator) -> Operator:
+    """A factor, multiplied out: it has about the square root of the whole's numbers."""
+    return S if isinstance(S, Dense) else Dense(S.dense())

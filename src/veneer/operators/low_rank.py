@@ -53,8 +53,28 @@ class LowRank(Operator):
     def low_rank(self) -> LowRank:
         return self
 
-    def factors(self) -> LowRank:
-        return self
+    def accumulate(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        h = x @ self.A.mT
+        y.addmm_(h, self.B.mT)
+        return (h,)
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        # h = A x, dh = Bᵀ dy;  dB = dy hᵀ,  dA = dh xᵀ,  dx = Aᵀ dh.
+        h = kept[0] if kept else x @ self.A.mT
+        dh = dy @ self.B
+        if dx is not None:
+            dx.addmm_(dh, self.A)
+        return (h.mT @ dy).mT, dh.mT @ x  # a wide short product is a third faster than a tall narrow one
+
+    def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
+        return G @ self.A.mT, self.B.mT @ G
+
+    def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
+        return M.addmm_(self.B, self.A) if own else torch.addmm(M, self.B, self.A)
+
+    def cost_of_adding(self, itemsize: int = 4) -> Cost:
+        out, in_ = self.shape
+        return Cost(2 * self.rank * in_ * out, itemsize * (4 * in_ * out + self.rank * (in_ + out)))
 
     def transpose(self) -> LowRank:
         return LowRank(self.A.mT, self.B.mT)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import Cost, Operator
+from .diagonal import Diagonal
+from .low_rank import LowRank
 
 
 @dataclass(eq=False)
@@ -28,6 +30,12 @@ class Product(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         return self.S.apply(self.T.apply(x))
+
+    def for_tokens(self) -> Operator:
+        S, T = self.S.for_tokens(), self.T.for_tokens()
+        if isinstance(S, Diagonal) and isinstance(T, LowRank):
+            return LowRank(S.d.unsqueeze(-1) * T.B, T.A)
+        return Product(S, T)
 
     def columns(self, ids: Tensor) -> Tensor:
         return self.S.apply(self.T.columns(ids))
@@ -65,6 +73,14 @@ class IdentityPlus(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         return x + self.S.apply(x)
+
+    def for_tokens(self) -> IdentityPlus:
+        return IdentityPlus(self.S.for_tokens())
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        if dx is not None:
+            dx += dy
+        return self.S.gradients(x, dy, dx)
 
     def transpose(self) -> IdentityPlus:
         return IdentityPlus(self.S.transpose())

@@ -6,6 +6,8 @@ the file format approximates its transpose (I + Q)(I − Q)⁻¹ instead, so whi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,43 @@ from .products import IdentityPlus
 
 def skew(upper: Tensor, b: int) -> Tensor:
     """U − Uᵀ from the strict upper triangles, row by row: (…, b (b − 1) / 2) → (…, b, b)."""
-    rows, columns = torch.triu_indices(b, b, 1, device=upper.device)
-    U = upper.new_zeros(*upper.shape[:-1], b, b)
-    U[..., rows, columns] = upper
-    return U - U.mT
+    return _skew(upper, b) if torch.compiler.is_compiling() else Skew.apply(upper, b)
+
+
+def _skew(upper: Tensor, b: int) -> Tensor:
+    place, sign, _ = _triangle(b, upper)
+    return upper.index_select(-1, place).unflatten(-1, (b, b)) * sign.to(upper.dtype)
+
+
+_triangles: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
+
+
+def _triangle(b: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each place of a (b, b) matrix, which number of the upper triangle stands there (b²,), and with which sign (b, b); and the triangle's places in it."""
+    known = _triangles.get((b, like.device))
+    if known is not None and not torch.compiler.is_compiling():
+        return known
+    with torch.inference_mode(False), torch.no_grad():
+        rows, columns = torch.triu_indices(b, b, 1, device=like.device)
+        place = torch.zeros(b, b, dtype=torch.long, device=like.device)
+        place[rows, columns] = torch.arange(len(rows), device=like.device)
+        sign = torch.ones(b, b, device=like.device).triu(1)
+        made = (place + place.mT).view(-1), sign - sign.mT, rows * b + columns
+    if type(sign) is Tensor and not torch.compiler.is_compiling():  # a tracer's stand-ins must not outlive it
+        _triangles[b, like.device] = made
+    return made
+
+
+class Skew(torch.autograd.Function):
+    """U − Uᵀ, whose gradient is read off the upper triangle of G − Gᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, upper: Tensor, b: int) -> Tensor:
+        return _skew(upper, b)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        return (G - G.mT).flatten(-2).index_select(-1, _triangle(G.shape[-1], G)[2]), None
 
 
 def within(Q: Tensor, bound: float) -> Tensor:
@@ -30,24 +65,69 @@ def within(Q: Tensor, bound: float) -> Tensor:
 
 def cayley(Q: Tensor) -> Tensor:
     """(I − Q)(I + Q)⁻¹, block by block: (…, b, b)."""
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
     wide = Q.to(torch.promote_types(Q.dtype, torch.float32))
-    return torch.linalg.solve(eye + wide, eye - wide, left=False).to(Q.dtype)
+    return (_cayley(wide) if torch.compiler.is_compiling() else Cayley.apply(wide)).to(Q.dtype)
+
+
+def _cayley(Q: Tensor) -> Tensor:
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return torch.linalg.solve(eye + Q, eye - Q, left=False)
+
+
+class Cayley(torch.autograd.Function):
+    """R = (I − Q)(I + Q)⁻¹. From dR = −½ (I + R) dQ (I + R), the gradient of Q needs R alone, and no second solution."""
+
+    @staticmethod
+    def forward(ctx: Any, Q: Tensor) -> Tensor:
+        R = _cayley(Q)
+        ctx.save_for_backward(R)
+        return R
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        (R,) = ctx.saved_tensors
+        left = (torch.eye(R.shape[-1], dtype=R.dtype, device=R.device) + R).mT
+        return -0.5 * (left @ G @ left)
 
 
 def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
     """I + 2 Q + 2 Q² + … + Qⁿ⁻¹ with n terms, near (I + Q)(I − Q)⁻¹ where ‖Q‖ < 1; the last power of n ≥ 4 counts once, and 3 means 4."""
-    R = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device).expand_as(Q)
-    if terms > 1:
-        R = R + 2 * Q
-    if terms > 2:
-        power = Q @ Q
-        R = R + 2 * power
-        for _ in range(3, terms - 1):
-            power = power @ Q
-            R = R + 2 * power
-        R = R + power @ Q
-    return R
+    return _neumann(Q, terms) if torch.compiler.is_compiling() else CayleyNeumann.apply(Q, terms)
+
+
+def _powers(Q: Tensor, terms: int) -> list[Tensor]:
+    """Horner's scheme: P₀ = 2 I + Q, P_k = 2 I + Q P_{k−1}; the series is I + Q P."""
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    found = [2 * eye + Q if terms > 2 else (2 * eye).expand_as(Q)]
+    for _ in range(max(terms, 4) - 3 if terms > 2 else 0):
+        found.append(2 * eye + Q @ found[-1])
+    return found
+
+
+def _neumann(Q: Tensor, terms: int) -> Tensor:
+    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    return eye + Q @ _powers(Q, terms)[-1] if terms > 1 else eye.expand_as(Q)
+
+
+class CayleyNeumann(torch.autograd.Function):
+    """The series, of which backward computes the powers again from Q instead of keeping them."""
+
+    @staticmethod
+    def forward(ctx: Any, Q: Tensor, terms: int) -> Tensor:
+        ctx.save_for_backward(Q)
+        ctx.terms = terms
+        return _neumann(Q, terms)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        (Q,) = ctx.saved_tensors
+        if ctx.terms < 2:
+            return torch.zeros_like(Q), None
+        powers, Qt = _powers(Q, ctx.terms), Q.mT
+        dQ, dP = G @ powers[-1].mT, Qt @ G
+        for P in reversed(powers[:-1]):
+            dQ, dP = dQ + dP @ P.mT, Qt @ dP
+        return dQ + dP if ctx.terms > 2 else dQ, None
 
 
 def reflections(U: Tensor) -> IdentityPlus:

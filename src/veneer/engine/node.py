@@ -1,0 +1,231 @@
+"""A frozen linear layer and its change in one autograd node.
+
+    y = W' x + b = (g ∘ W)(R x) + Δ x + b;   dz = (g ∘ W)ᵀ dy,   dx = Rᵀ dz + Δᵀ dy,   and the operators' own gradients
+
+Autograd by itself keeps an input for each product and adds gradients of x up in passes of their own. Here x is kept once, or what it was made from (see `sources`), every
+change is accumulated in place, and W' stands for itself and its parts where that moves fewer bytes (see `choice`). How R and Δ multiply and what their gradients are
+is the operators' knowledge. Dropout of the change's input keeps a seed (see `masks`). The row factors g get their gradient from the output alone (see `RowFactors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..operators import Operator, pieces
+from .choice import Choice
+from .masks import Draw, Mask, mask_of
+from .sources import Source, source_of
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The numbers of one evaluation, in one type.
+
+    Args:
+        W: (out, in).
+        b: (out,), or None.
+        g: (out,), the factors of W's rows, or None.
+        R: (in × in), or None.
+        delta: (out × in) with g in it already, or None.
+    """
+
+    W: Tensor
+    b: Tensor | None
+    g: Tensor | None
+    R: Operator | None
+    delta: Operator | None
+
+    def rows(self) -> Tensor:
+        """g ∘ W."""
+        return self.W if self.g is None else self.W * self.g.to(self.W.dtype).unsqueeze(-1)
+
+    def whole(self) -> Tensor:
+        """W' = g ∘ (W R) + Δ, outside autograd."""
+        M = self.W if self.R is None else self.R.right_of(self.W)
+        if self.g is not None:
+            M = M * self.g.unsqueeze(-1) if M is self.W else M.mul_(self.g.unsqueeze(-1))
+        return M if self.delta is None else self.delta.added_to(M, own=M is not self.W)
+
+    def back_through_rows(self, dy: Tensor, choice: Choice) -> Tensor:
+        """(g ∘ W)ᵀ dy."""
+        if self.g is None or choice.scales_weight:
+            return dy @ self.rows()
+        return (dy * self.g.to(dy.dtype)) @ self.W
+
+    def output(self, x: Tensor, keep: Draw | None, choice: Choice) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """y for x (tokens, in), and what the operators' gradients want kept; what `keep` drops is not seen by Δ."""
+        if choice.merged_forward:
+            return F.linear(x, self.whole(), self.b), ()
+        z = x if self.R is None else self.R.apply(x)
+        if self.g is None or choice.scales_weight:
+            y = F.linear(z, self.rows(), self.b)
+        else:
+            # y + (g − 1)(y − b): in half precision 1 + ε rounds to 1, but ε itself does not.
+            y = F.linear(z, self.W, self.b)
+            torch.addcmul(y, y if self.b is None else y - self.b, self.g - 1, out=y)
+        if self.delta is None:
+            return y, ()
+        if keep is None:
+            return y, self.delta.accumulate(y, x)
+        kept = [self.delta.accumulate(y[rows], x[rows] * keep.keep(x.dtype, rows)) for rows in pieces(x)]
+        return y, tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one evaluation besides its numbers: how x was made, which of its numbers Δ does not see, what is multiplied with what."""
+
+    source: Source | None
+    mask: Mask | None
+    choice: Choice
+    dtype: torch.dtype
+    R: Operator | None
+    delta: Operator | None
+
+    def linear(self, W: Tensor, b: Tensor | None, g: Tensor | None, tensors: tuple[Tensor, ...]) -> Linear:
+        """The same with these tensors, in the type of the computation."""
+        n = 0 if self.R is None else len(self.R.tensors())
+        R = None if self.R is None else self.R.with_tensors(tensors[:n])
+        delta = None if self.delta is None else self.delta.with_tensors(tensors[n:])
+        return Linear(W.to(self.dtype), None if b is None else b.to(self.dtype), g, R, delta)
+
+
+class LinearNode(torch.autograd.Function):
+    """y for x (tokens, in); `origin` is what x was made from, where that is known, and `tensors` are those of R and then of Δ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, g: Tensor | None, keep: Draw | None, origin: Tensor | None, known: Known, *tensors: Tensor
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y, kept = known.linear(W, b, g, tensors).output(x.to(known.dtype), keep, known.choice)
+        ctx.known, ctx.rows, ctx.dtype, ctx.n = known, x.shape[0], x.dtype, len(tensors)
+        for shared in (known.source, known.mask):
+            if shared is not None:
+                shared.uses += 1
+        reads_x = g is not None or tensors
+        ctx.save_for_backward((x if origin is None else origin) if reads_x else None, W, b, g, *tensors, *kept)
+        return y
+
+    @staticmethod
+    def again(ctx: Any) -> tuple[Tensor | None, Draw | None, Linear, tuple[Tensor, ...]]:
+        """x, its mask, the layer and what its operators kept."""
+        kept, W, b, g, *rest = ctx.saved_tensors
+        known = ctx.known
+        x = kept if known.source is None or kept is None else known.source.make(kept).reshape(ctx.rows, -1)
+        keep = None if known.mask is None else known.mask.again()
+        return None if x is None else x.to(known.dtype), keep, known.linear(W, b, g, tuple(rest[: ctx.n])), tuple(rest[ctx.n :])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        choice = ctx.known.choice
+        with torch.autocast(dy.device.type, enabled=False):
+            x, keep, linear, kept = LinearNode.again(ctx)
+            wants = ctx.needs_input_grad
+            R, delta = linear.R, linear.delta
+            dx: Tensor | None = None
+            of_R: tuple[Tensor, ...] = ()
+            of_delta: tuple[Tensor, ...] = ()
+            if R is not None:
+                dz = linear.back_through_rows(dy, choice)
+                of_R = R.gradients(x, dz, None)
+                dx = R.transpose().overwrite(dz) if wants[0] else None
+            elif wants[0]:
+                dx = dy @ linear.whole() if choice.merged_backward else linear.back_through_rows(dy, choice)
+            if delta is not None and keep is None:
+                of_delta = delta.gradients(x, dy, None if choice.merged_backward else dx, kept)
+            elif delta is not None:
+                of_delta = _gradients_of_dropped(delta, x, keep, dy, dx, kept)
+            db = dy.sum(0) if wants[2] else None
+        return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, None, *of_R, *of_delta
+
+
+def _gradients_of_dropped(delta: Operator, x: Tensor, keep: Draw, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`delta.gradients` for the input without what `keep` drops, piece by piece, so that no copy of x is made."""
+    total: tuple[Tensor, ...] | None = None
+    for rows in pieces(x):
+        mask = keep.keep(x.dtype, rows)
+        seen = None if dx is None else torch.zeros_like(mask)
+        found = delta.gradients(x[rows] * mask, dy[rows], seen, tuple(k[rows] for k in kept))
+        if dx is not None and seen is not None:
+            dx[rows].addcmul_(seen, mask)
+        total = found if total is None else tuple(t.add_(f) for t, f in zip(total, found, strict=True))
+    assert total is not None
+    return total
+
+
+class RowFactors(torch.autograd.Function):
+    """Stands behind y = diag(g) y₀ + b, as which y was computed, and gives g its gradient Σ dy ∘ (y − b) / g without keeping y₀.
+
+    The output is often kept anyway, by an attention or an activation. Where the model edits it in place instead, y₀ is computed again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, g: Tensor, b: Tensor | None) -> Tensor:
+        ctx.mark_dirty(y)
+        ctx.node = y.grad_fn
+        ctx.save_for_backward(y, g, b)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        try:
+            y, g, b = ctx.saved_tensors
+        except RuntimeError:
+            y, g, b = _output_again(ctx.node)
+        total = torch.zeros(g.shape, dtype=g.dtype, device=g.device)
+        for rows in pieces(y):
+            total += (y[rows].to(g.dtype) * dy[rows]).sum(0)
+        if b is not None:
+            total -= b * dy.sum(0, dtype=g.dtype)
+        return dy, total.div_(g), None
+
+
+def _output_again(node: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    with torch.no_grad(), torch.autocast(node.saved_tensors[1].device.type, enabled=False):
+        for shared in (node.known.source, node.known.mask):
+            if shared is not None:
+                shared.uses += 1
+        x, keep, linear, _ = LinearNode.again(node)
+        assert x is not None and linear.g is not None
+        return linear.output(x, keep, node.known.choice)[0], linear.g, linear.b
+
+
+def linear_in_one_node(
+    x: Tensor, W: Tensor, b: Tensor | None, g: Tensor | None, R: Operator | None, delta: Operator | None, choice: Choice, dtype: torch.dtype, p: float, reader: Hashable
+) -> Tensor:
+    """(g ∘ W) R x + Δ drop(x) + b on the last dimension of x.
+
+    Args:
+        g: (out,), not 0; Δ has it in it already.
+        R, delta: in the form that meets tokens (`Operator.for_tokens`), of type `dtype`.
+        dtype: the type to compute in.
+        p: the probability with which a number of the change's input is zeroed, and the others are scaled up; 0 for none.
+        reader: the layer's identity; layers that read the same x share a mask.
+    """
+    flat = x.flatten(0, -2)
+    mask, keep = mask_of(x, p, reader) if p else (None, None)
+    if p and delta is not None:
+        delta = delta.scaled(1 / (1 - p))
+    tensors = tuple(t for S in (R, delta) if S is not None for t in S.tensors())
+    needed = (flat, *tensors) if b is None else (flat, b, *tensors)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*needed, *(() if g is None else (g,))))):
+        with torch.autocast(x.device.type, enabled=False):
+            y, _ = Known(None, None, choice, dtype, R, delta).linear(W, b, g, tensors).output(flat.to(dtype), keep, choice)
+        return y.unflatten(0, x.shape[:-1])
+    source, origin = source_of(x) or (None, None)
+    known = Known(source, mask, choice, dtype, R, delta)
+    fixed = None if g is None else g.detach()
+    y = LinearNode.apply(flat, W, b, fixed, keep, None if origin is None else origin.detach(), known, *tensors)
+    if g is not None and g.requires_grad:
+        y = RowFactors.apply(y, g, None if b is None else b.detach().to(dtype))
+    return y.unflatten(0, x.shape[:-1])
