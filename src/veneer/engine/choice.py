@@ -34,6 +34,27 @@ class Choice:
     """The row factors multiply W, instead of the output."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What the costs of one forward and backward depend on besides the operators.
+
+    Args:
+        tokens: rows of x.
+        shape: (out, in) of W.
+        may_merge: whether W' may stand for its parts: not where it would be rounded to half precision, nor where the change sees another input than W.
+    """
+
+    tokens: int
+    shape: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    may_merge: bool
+
+    def work(self, cost: Cost) -> float:
+        """FLOPs and bytes in one number: the FLOPs of a large product that would take as long."""
+        return cost.flops + flops_per_byte(self.device, self.dtype) * cost.bytes
+
+
 def flops_per_byte(device: torch.device, dtype: torch.dtype) -> float:
     """How many floating-point operations of a large product take as long as moving one byte; rounded, of today's hardware."""
     if device.type == "cpu":
@@ -41,30 +62,34 @@ def flops_per_byte(device: torch.device, dtype: torch.dtype) -> float:
     return 12.0 if dtype.itemsize >= 4 else 150.0
 
 
-def choose(
-    strategy: Strategy, tokens: int, shape: tuple[int, int], R: Operator | None, delta: Operator | None, scaled: bool, dropped: bool, dtype: torch.dtype, device: torch.device
-) -> Choice:
-    """What to multiply with what, for `tokens` rows.
+def costs(at: Evaluation, scaled: bool, R: Operator | None, delta: Operator | None) -> dict[str, float]:
+    """The work beyond the frozen layer's own, split and merged, of the forward and of the gradient of x."""
+    (out, in_), size = at.shape, at.dtype.itemsize
+    change = (0.0, 0.0) if delta is None else (at.work(delta.cost(at.tokens, size)), at.work(delta.cost_of_adding(size)))
+    rotation = (0.0, 0.0) if R is None else (at.work(R.cost(at.tokens, size)), at.work(R.cost(out, size)))
+    of_dx = 0.0 if delta is None else at.work(delta.cost_of_dx(at.tokens, size))
+    scaling = at.work(Cost(out * in_, 2 * size * out * in_)) if scaled else 0.0
+    of_output = at.work(Cost(at.tokens * out, 2 * size * at.tokens * out)) if scaled else 0.0
+    return {
+        "forward, split": rotation[0] + change[0] + min(scaling, of_output),
+        "forward, merged": rotation[1] + change[1] + scaling,
+        "backward, split": of_dx + min(scaling, of_output),
+        "backward, merged": change[1] + scaling,
+    }
+
+
+def choose(strategy: Strategy, at: Evaluation, scaled: bool, R: Operator | None, delta: Operator | None) -> Choice:
+    """What to multiply with what.
 
     Args:
-        shape: (out, in) of W.
         scaled: whether W's rows have factors.
-        dropped: whether the change sees another input than W.
     """
-    out, in_ = shape
-    exact = dtype in (torch.float32, torch.float64)
-    scales_weight = scaled and exact and tokens >= in_
-    if strategy is Strategy.SPLIT or dropped or not exact:
+    scales_weight = scaled and at.may_merge and at.tokens >= at.shape[1]
+    if strategy is Strategy.SPLIT or not at.may_merge:
         return Choice(scales_weight=scales_weight)
     if strategy is Strategy.MERGED:
         return Choice(True, R is None, scaled)
-    size, per_byte = dtype.itemsize, flops_per_byte(device, dtype)
-
-    def seconds(*costs: Cost) -> float:
-        return sum(c.flops + per_byte * c.bytes for c in costs)
-
-    rotation = [] if R is None else [(R.cost(tokens, size), R.cost(out, size))]
-    change = [] if delta is None else [(delta.cost(tokens, size), delta.cost_of_adding(size))]
-    split, merged = (seconds(*(pair[i] for pair in rotation + change)) for i in (0, 1))
-    back_split, back_merged = (seconds(*(pair[i] for pair in change)) for i in (0, 1))
-    return Choice(merged < split, R is None and back_merged < back_split, scales_weight)
+    work = costs(at, scaled, R, delta)
+    return Choice(
+        work["forward, merged"] < work["forward, split"], R is None and work["backward, merged"] < work["backward, split"], scales_weight
+    )

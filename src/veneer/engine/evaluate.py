@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import Adapted, Diagonal, Operator, Product
-from .choice import Strategy, choose
+from .choice import Evaluation, Strategy, choose
 from .masks import mask_of
 from .node import linear_in_one_node
 from .noise import disturbed
@@ -107,19 +107,25 @@ def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> T
         return None
     if layer.training and noise:
         equation = disturbed(equation, noise, W)
-    g = None if equation.L is None else equation.L.d
-    delta = equation.delta
-    if g is not None and delta is not None:
-        delta = Product(Diagonal(g.detach()), delta)
-    R, delta = (None if S is None else S.for_tokens().to(dtype) for S in (equation.R, delta))
+    g, R, delta = meeting_tokens(equation, dtype)
     if g is not None and g.requires_grad and torch.is_grad_enabled():
         # Their gradient is read from the output, which a factor of 0 leaves nothing in, or computed again by the node, if there is one.
         graph = x.requires_grad or any(t.requires_grad for S in (R, delta) if S is not None for t in S.tensors())
         if not graph or (not g.is_meta and bool((g == 0).any())):
             return None
-    tokens = x.shape[:-1].numel()
-    choice = choose(_strategy, tokens, (W.shape[0], W.shape[1]), R, delta, g is not None, p > 0, dtype if dtype == W.dtype else torch.bfloat16, x.device)
+    exact = dtype == W.dtype and dtype.itemsize >= 4
+    choice = choose(_strategy, Evaluation(x.shape[:-1].numel(), W.shape, x.device, dtype, exact and not p), g is not None, R, delta)
     return linear_in_one_node(x, W, equation.bias(layer.veneer_kind.bias(layer)), g, R, delta, choice, dtype, p, (id(layer), 0))
+
+
+def meeting_tokens(equation: Adapted, dtype: torch.dtype) -> tuple[Tensor | None, Operator | None, Operator | None]:
+    """g, R and Δ of W' = g ∘ (W R) + Δ, with what is small multiplied out, R and Δ in the type of the computation."""
+    g = equation.L.d if isinstance(equation.L, Diagonal) else None
+    delta = equation.delta
+    if g is not None and delta is not None:
+        delta = Product(Diagonal(g.detach()), delta)
+    R, delta = (None if S is None else S.for_tokens().to(dtype) for S in (equation.R, delta))
+    return g, R, delta
 
 
 def _computed_in(x: Tensor, W: Tensor) -> torch.dtype | None:

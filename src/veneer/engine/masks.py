@@ -61,19 +61,29 @@ class Draw:
         """1 where a number of these rows stays, and 0 where it is dropped."""
         drawn = self.bytes[rows]
         limits = self.limits if isinstance(self.limits, int) else self.limits[rows]
-        return torch.ge(drawn, limits, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))  # type: ignore[call-overload, no-any-return]  # an int is a limit too
+        return torch.ge(drawn, limits, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))
 
 
 def scrambled(seed: int, n: int, device: torch.device) -> Tensor:
     """n random 64-bit numbers, the same for the same seed on every device."""
-    z = torch.arange(n, device=device).mul_(-7046029254386353131).add_(seed)
-    high = torch.empty_like(z)
-    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
-        # Shifts of signed numbers pull copies of the sign in, which would cancel it.
-        z.bitwise_xor_(torch.bitwise_right_shift(z, shift, out=high).bitwise_and_((1 << (64 - shift)) - 1))
-        if factor != 1:
-            z.mul_(factor)
+    z = torch.empty(n, dtype=torch.int64, device=device)
+    size = WORDS_IN_CACHE if device.type == "cpu" else max(1, n)
+    high = torch.empty(min(n, size), dtype=torch.int64, device=device)
+    for first in range(0, n, size):
+        part = z[first : first + size]
+        last = first + len(part)
+        torch.arange(first, last, out=part)
+        part.mul_(-7046029254386353131).add_(seed)
+        for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+            # Shifts of signed numbers pull copies of the sign in, which would cancel it.
+            moved = torch.bitwise_right_shift(part, shift, out=high[: len(part)]).bitwise_and_((1 << (64 - shift)) - 1)
+            part.bitwise_xor_(moved)
+            if factor != 1:
+                part.mul_(factor)
     return z
+
+
+WORDS_IN_CACHE = 1 << 17
 
 
 def mask_of(x: Tensor, p: float, reader: Hashable) -> tuple[Mask, Draw]:

@@ -87,6 +87,7 @@ class Known:
     choice: Choice
     dtype: torch.dtype
     R: Operator | None
+    """As `shape_of` gives it: without tensors, which autograd keeps."""
     delta: Operator | None
 
     def linear(self, W: Tensor, b: Tensor | None, g: Tensor | None, tensors: tuple[Tensor, ...]) -> Linear:
@@ -102,26 +103,31 @@ class LinearNode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, g: Tensor | None, keep: Draw | None, origin: Tensor | None, known: Known, *tensors: Tensor
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        b: Tensor | None,
+        g: Tensor | None,
+        keep: Draw | None,
+        origin: Tensor | None,
+        known: Known,
+        *tensors: Tensor,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             y, kept = known.linear(W, b, g, tensors).output(x.to(known.dtype), keep, known.choice)
         ctx.known, ctx.rows, ctx.dtype, ctx.n = known, x.shape[0], x.dtype, len(tensors)
-        for shared in (known.source, known.mask):
-            if shared is not None:
-                shared.uses += 1
-        reads_x = g is not None or tensors
-        ctx.save_for_backward((x if origin is None else origin) if reads_x else None, W, b, g, *tensors, *kept)
+        _expect(known)
+        ctx.save_for_backward(x if origin is None else origin, W, b, g, *tensors, *kept)
         return y
 
     @staticmethod
-    def again(ctx: Any) -> tuple[Tensor | None, Draw | None, Linear, tuple[Tensor, ...]]:
+    def again(ctx: Any) -> tuple[Tensor, Draw | None, Linear, tuple[Tensor, ...]]:
         """x, its mask, the layer and what its operators kept."""
         kept, W, b, g, *rest = ctx.saved_tensors
         known = ctx.known
-        x = kept if known.source is None or kept is None else known.source.make(kept).reshape(ctx.rows, -1)
+        x = kept if known.source is None else known.source.make(kept).reshape(ctx.rows, -1)
         keep = None if known.mask is None else known.mask.again()
-        return None if x is None else x.to(known.dtype), keep, known.linear(W, b, g, tuple(rest[: ctx.n])), tuple(rest[ctx.n :])
+        return x.to(known.dtype), keep, known.linear(W, b, g, tuple(rest[: ctx.n])), tuple(rest[ctx.n :])
 
     @staticmethod
     @once_differentiable
@@ -142,21 +148,38 @@ class LinearNode(torch.autograd.Function):
                 dx = dy @ linear.whole() if choice.merged_backward else linear.back_through_rows(dy, choice)
             if delta is not None and keep is None:
                 of_delta = delta.gradients(x, dy, None if choice.merged_backward else dx, kept)
-            elif delta is not None:
+            elif delta is not None and keep is not None:
                 of_delta = _gradients_of_dropped(delta, x, keep, dy, dx, kept)
             db = dy.sum(0) if wants[2] else None
         return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, None, *of_R, *of_delta
 
 
-def _gradients_of_dropped(delta: Operator, x: Tensor, keep: Draw, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def shape_of(S: Operator | None) -> Operator | None:
+    """S with nothing in place of its tensors."""
+    return None if S is None else S.map(lambda _: _NOTHING)
+
+
+_NOTHING = torch.empty(0)
+
+
+def _expect(known: Known) -> None:
+    """One more that will ask for x, and for the mask."""
+    for shared in (known.source, known.mask):
+        if shared is not None:
+            shared.uses += 1
+
+
+def _gradients_of_dropped(
+    delta: Operator, x: Tensor, keep: Draw, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """`delta.gradients` for the input without what `keep` drops, piece by piece, so that no copy of x is made."""
     total: tuple[Tensor, ...] | None = None
     for rows in pieces(x):
         mask = keep.keep(x.dtype, rows)
-        seen = None if dx is None else torch.zeros_like(mask)
-        found = delta.gradients(x[rows] * mask, dy[rows], seen, tuple(k[rows] for k in kept))
-        if dx is not None and seen is not None:
-            dx[rows].addcmul_(seen, mask)
+        back = None if dx is None else torch.zeros_like(mask)
+        found = delta.gradients(x[rows] * mask, dy[rows], back, tuple(k[rows] for k in kept))
+        if dx is not None and back is not None:
+            dx[rows].addcmul_(back, mask)
         total = found if total is None else tuple(t.add_(f) for t, f in zip(total, found, strict=True))
     assert total is not None
     return total
@@ -192,16 +215,23 @@ class RowFactors(torch.autograd.Function):
 
 def _output_again(node: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     with torch.no_grad(), torch.autocast(node.saved_tensors[1].device.type, enabled=False):
-        for shared in (node.known.source, node.known.mask):
-            if shared is not None:
-                shared.uses += 1
+        _expect(node.known)
         x, keep, linear, _ = LinearNode.again(node)
-        assert x is not None and linear.g is not None
+        assert linear.g is not None
         return linear.output(x, keep, node.known.choice)[0], linear.g, linear.b
 
 
 def linear_in_one_node(
-    x: Tensor, W: Tensor, b: Tensor | None, g: Tensor | None, R: Operator | None, delta: Operator | None, choice: Choice, dtype: torch.dtype, p: float, reader: Hashable
+    x: Tensor,
+    W: Tensor,
+    b: Tensor | None,
+    g: Tensor | None,
+    R: Operator | None,
+    delta: Operator | None,
+    choice: Choice,
+    dtype: torch.dtype,
+    p: float,
+    reader: Hashable,
 ) -> Tensor:
     """(g ∘ W) R x + Δ drop(x) + b on the last dimension of x.
 
@@ -217,13 +247,12 @@ def linear_in_one_node(
     if p and delta is not None:
         delta = delta.scaled(1 / (1 - p))
     tensors = tuple(t for S in (R, delta) if S is not None for t in S.tensors())
-    needed = (flat, *tensors) if b is None else (flat, b, *tensors)
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (*needed, *(() if g is None else (g,))))):
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (flat, b, g, *tensors))):
         with torch.autocast(x.device.type, enabled=False):
-            y, _ = Known(None, None, choice, dtype, R, delta).linear(W, b, g, tensors).output(flat.to(dtype), keep, choice)
-        return y.unflatten(0, x.shape[:-1])
+            of_type = Linear(W.to(dtype), None if b is None else b.to(dtype), g, R, delta)
+            return of_type.output(flat.to(dtype), keep, choice)[0].unflatten(0, x.shape[:-1])
     source, origin = source_of(x) or (None, None)
-    known = Known(source, mask, choice, dtype, R, delta)
+    known = Known(source, mask, choice, dtype, shape_of(R), shape_of(delta))
     fixed = None if g is None else g.detach()
     y = LinearNode.apply(flat, W, b, fixed, keep, None if origin is None else origin.detach(), known, *tensors)
     if g is not None and g.requires_grad:

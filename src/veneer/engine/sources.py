@@ -53,8 +53,10 @@ def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if torch.compiler.is_compiling() or len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
         return
     x, node = args[0], output.grad_fn
-    if not isinstance(x, Tensor) or node.name() not in NODES or output._version or torch.is_autocast_enabled(x.device.type):
+    if not isinstance(x, Tensor) or node.name() not in NODES or output._version:
         return
+    if any(p.dtype != x.dtype for p in module.parameters(recurse=False)):
+        return  # autocast brought them to one type, which is off when the output is made again
     made_by = node.next_functions[0][0]
     leaf = getattr(made_by, "variable", None)
     if (x.grad_fn is not None and made_by is x.grad_fn) or (x.grad_fn is None and leaf is x):

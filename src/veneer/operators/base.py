@@ -133,10 +133,19 @@ class Operator:
         out, in_ = self.shape
         return self.cost(in_, itemsize) + Cost(out * in_, 3 * itemsize * out * in_)
 
+    def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
+        """What the gradient of x costs in `gradients`, beyond those of S's tensors."""
+        return self.transpose().cost(tokens, itemsize) + Cost(0, itemsize * tokens * self.shape[1])
+
     def tensors(self) -> tuple[Tensor, ...]:
         """S's tensors, in the order of its fields."""
         found: list[Tensor] = []
-        self.map(lambda t: (found.append(t), t)[1])
+
+        def note(t: Tensor) -> Tensor:
+            found.append(t)
+            return t
+
+        self.map(note)
         return tuple(found)
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
@@ -261,6 +270,12 @@ class Sum(Operator):
         total = Cost(0, 0)
         for term in self.terms:
             total = total + term.cost_of_adding(itemsize)
+        return total
+
+    def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
+        total = Cost(0, 0)
+        for term in self.terms:
+            total = total + term.cost_of_dx(tokens, itemsize)
         return total
 
     def transpose(self) -> Operator:

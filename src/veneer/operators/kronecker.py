@@ -49,7 +49,9 @@ class Kronecker(Operator):
         dS, dT = torch.zeros_like(S), torch.zeros_like(T)
         for rows in pieces(x, dy):
             X = x[rows].view(-1, c, d).transpose(0, 1)  # (c, tokens, d)
-            dY = dy[rows].view(-1, a, b).transpose(0, 1).reshape(a, -1)  # (a, tokens b); with tokens inside, each product is a few large ones
+            dY = (
+                dy[rows].view(-1, a, b).transpose(0, 1).reshape(a, -1)
+            )  # (a, tokens b); with tokens inside, each product is a few large ones
             U = (S.mT @ dY).view(c, -1, b)
             if dx is not None:
                 dx[rows].view(-1, c, d).add_((U @ T).transpose(0, 1))
@@ -91,6 +93,10 @@ class Kronecker(Operator):
         first = self.T.cost(tokens * c, itemsize) + self.S.cost(tokens * b, itemsize)
         second = self.S.cost(tokens * d, itemsize) + self.T.cost(tokens * a, itemsize)
         return first if c * d * b + b * c * a <= c * d * a + a * d * b else second
+
+    def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
+        (_, c), (b, d) = self.S.shape, self.T.shape
+        return Cost(2 * tokens * c * b * d, itemsize * tokens * c * (b + 3 * d))
 
     def row_dot(self, W: Operator | Tensor) -> Tensor:
         (a, c), (b, d) = self.S.shape, self.T.shape

@@ -91,6 +91,10 @@ class LowRank(Operator):
         out, in_ = self.shape
         return Cost(2 * tokens * self.rank * (in_ + out), itemsize * (tokens * (in_ + 2 * self.rank + 2 * out) + self.rank * (in_ + out)))
 
+    def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
+        in_ = self.shape[1]
+        return Cost(2 * tokens * self.rank * in_, 2 * itemsize * tokens * in_)
+
     def row_dot(self, W: Operator | Tensor) -> Tensor:
         # Σ_j (BA)_ij W_ij = Σ_k B_ik (W Aᵀ)_ik: W is read once, B A never formed.
         WAt = W @ self.A.mT if isinstance(W, Tensor) else W.apply(self.A).mT
