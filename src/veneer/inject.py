@@ -75,10 +75,11 @@ def holders(model: nn.Module) -> Iterator[Swapped]:
     return (m for m in model.modules() if isinstance(m, Swapped))
 
 
-def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, autocast_adapter_dtype: bool = True) -> None:
+def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh: bool = True, autocast_adapter_dtype: bool = True) -> None:
     """Attach one adapter, inactive, and freeze the rest of the model.
 
     Args:
+        fresh: draw its first values; False when a file is read into it next.
         autocast_adapter_dtype: keep the adapter's parameters in float32 where the layer's own are in half precision.
     """
     if RECORD not in model.__dict__:
@@ -94,14 +95,15 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, autoc
         dtype = torch.float32 if torch.finfo(own.dtype).bits < 32 and autocast_adapter_dtype else own.dtype
         if shared is not None and not note.shared.get(name):
             note.shared[name] = shared.to(device=own.device, dtype=dtype)
-        adapter = Adapter(site.method, site.form, own, dtype, shared)
+        adapter = Adapter(site.method, site.form, own, dtype, shared, drawn=fresh)
         if not own.is_meta:
             with torch.no_grad():
                 site.method.finish(Adapted(Frozen(site.kind, module)), adapter.values())
         if name not in module.veneer:
             module.veneer[name] = nn.ModuleDict()
         module.veneer[name].add_module(site.kind.tensor, adapter)
-        module.veneer[name].train(module.training).requires_grad_(False)
+        if not module.training:
+            module.veneer.eval()
     for path in plan.saved:
         save_module(model.get_submodule(path), name).veneer[name].requires_grad_(False)
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
@@ -128,8 +130,7 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
     if trainable is not None:
         note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
     note.active = tuple(names)
-    _switch(model, note.active)
-    for holder in holders(model):
+    for holder in _switch(model, note.active):
         for name, part in holder.veneer.items():
             part.requires_grad_(name in note.active and name in note.trainable)
     training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
@@ -137,9 +138,11 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
         model.get_parameter(bias).requires_grad_(bias in training)
 
 
-def _switch(model: nn.Module, names: tuple[str, ...]) -> None:
-    for holder in holders(model):
+def _switch(model: nn.Module, names: tuple[str, ...]) -> list[Swapped]:
+    found = list(holders(model))
+    for holder in found:
         holder.veneer_active = tuple(n for n in names if n in holder.veneer)
+    return found
 
 
 def disable(model: nn.Module) -> dict[str, Tensor]:

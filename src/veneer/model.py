@@ -95,7 +95,7 @@ class PeftModel(nn.Module):
             logger.warning(
                 "newly initialised and not trained: %s; name them in modules_to_save if the task needs them", ", ".join(p.still_random)
             )
-        inject.attach(model, p, config, name, autocast_adapter_dtype=autocast_adapter_dtype)
+        inject.attach(model, p, config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
         config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
         if config.target_modules is None and not config.target_parameters:
             # Written out, because other readers of the file have defaults of their own.

@@ -128,13 +128,14 @@ def _named(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, 
     if config.target_parameters and not config.target_modules:
         return []
     paths = target_paths(model, config, saved, every_name=every_name)
+    inside = {inner for p in paths for inner in _inner_paths(p, modules[p])}
     found = []
     for path in paths:
         for place in places(modules[path]):
             inner = f"{path}.{place.inner}" if place.inner else path
             if place.inner and inner in paths:
                 raise TargetError(f"target_modules names {path} and {inner}, which is adapted with it; leave {inner} out")
-            if not any(path.startswith(p + ".") and path in _inner_paths(p, modules[p]) for p in paths):
+            if path not in inside:
                 found.append(_site(path, inner, modules[inner], place, config))
     return found
 

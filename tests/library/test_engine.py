@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import ViTConfig, ViTModel
 
-from veneer import LoraConfig, get_peft_model, strategy
+from veneer import AdaLoraConfig, BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model, strategy
 
 
 class Block(nn.Module):
@@ -44,8 +45,11 @@ def x():
 
 
 def gradients(model, run=None, how="split"):
+    """By the node, or (how = "autograd") by autograd over the merged weight, without it."""
     start = x().requires_grad_()
-    with strategy(how):
+    with pytest.MonkeyPatch.context() as patch, strategy("merged" if how == "autograd" else how):
+        if how == "autograd":
+            patch.setattr(sys.modules["veneer.engine.evaluate"], "_in_one_node", lambda *args: None)
         (run or model)(start).square().sum().backward()
     found = [start.grad] + [p.grad for p in model.parameters() if p.requires_grad]
     model.zero_grad()
@@ -70,7 +74,8 @@ def made(model, monkeypatch):
 
 def test_gradients_are_those_of_the_merged_weight():
     model = make()
-    agree(gradients(model), gradients(model, how="merged"))
+    for how in ("split", "merged", "auto"):
+        agree(gradients(model, how=how), gradients(model, how="autograd"))
 
 
 def test_an_input_is_made_once_for_all_its_readers(monkeypatch):
@@ -102,19 +107,19 @@ def test_where_the_input_is_not_the_noted_output_it_is_kept(change, monkeypatch)
     torch.manual_seed(2)
     one = gradients(model)
     torch.manual_seed(2)
-    agree(one, gradients(model, how="merged"))
+    agree(one, gradients(model, how="autograd"))
 
 
 @pytest.mark.parametrize("after", [lambda y: y.add_(1.0), lambda y: y.relu_(), lambda y: y.mul_(2.0)], ids=["add", "relu", "mul"])
 def test_the_model_may_edit_the_output_in_place(after):
     model = make(lambda b: setattr(b, "after", after))
-    agree(gradients(model), gradients(model, how="merged"))
+    agree(gradients(model), gradients(model, how="autograd"))
 
 
 def test_a_view_of_the_noted_output_counts(monkeypatch):
     model = make(lambda b: setattr(b, "between", lambda n: n.view(15, 8).view(3, 5, 8)))
     assert len(made(model, monkeypatch)) == 4
-    agree(gradients(model), gradients(model, how="merged"))
+    agree(gradients(model), gradients(model, how="autograd"))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -219,17 +224,71 @@ def kept_bytes(model, run):
     return total
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_what_is_kept_for_backward_is_what_the_frozen_model_keeps(dropout):
-    def vit():
-        torch.manual_seed(0)
-        config = ViTConfig(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=768, image_size=112)
-        return ViTModel(config, add_pooling_layer=False)
+def small_vit():
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=192, num_hidden_layers=2, num_attention_heads=3, intermediate_size=768, image_size=112)
+    return ViTModel(config, add_pooling_layer=False)
 
-    floor = vit().requires_grad_(False)
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+# Beyond the frozen model: tokens × r numbers of every layer, small factors, and the outputs of o_proj and fc2 where row factors read them.
+KEPT = {
+    "LoRA": (LoraConfig(r=4, target_modules=TARGETS), 1.05),
+    "LoRA with dropout": (LoraConfig(r=4, target_modules=TARGETS, lora_dropout=0.1), 1.07),
+    "DoRA": (LoraConfig(r=4, target_modules=TARGETS, use_dora=True), 1.24),
+    "LoHa": (LoHaConfig(r=4, target_modules=TARGETS), 1.10),
+    "LoKr": (LoKrConfig(r=4, target_modules=TARGETS), 1.05),
+    "AdaLoRA": (AdaLoraConfig(init_r=4, target_r=2, total_step=10, target_modules=TARGETS), 1.05),
+    "OFT": (OFTConfig(oft_block_size=16, target_modules=TARGETS), 1.10),
+    "OFT, exact": (OFTConfig(oft_block_size=16, target_modules=TARGETS, use_cayley_neumann=False), 1.10),
+    "BOFT": (BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2, target_modules=TARGETS), 1.26),
+    "IA3": (IA3Config(target_modules=TARGETS, feedforward_modules=["fc2"]), 1.26),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize(("config", "limit"), KEPT.values(), ids=KEPT)
+def test_what_is_kept_for_backward_is_what_the_frozen_model_keeps(config, limit, autocast):
+    floor = small_vit().requires_grad_(False)
     floor.embeddings.register_forward_hook(lambda m, i, out: out.requires_grad_())
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
-    model = get_peft_model(vit(), LoraConfig(r=4, target_modules=targets, lora_dropout=dropout)).train()
-    pixels = torch.randn(2, 3, 112, 112)
-    base, mine = (kept_bytes(m, lambda m=m: m(pixel_values=pixels).last_hidden_state.square().mean()) for m in (floor, model))
-    assert mine < 1.10 * base  # tokens × r numbers of every layer are its 4 / 192
+    model = get_peft_model(small_vit(), copy.deepcopy(config)).train()
+    pixels = torch.randn(8, 3, 112, 112)
+
+    def run(m):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return m(pixel_values=pixels).last_hidden_state.float().square().mean()
+
+    base, mine = (kept_bytes(m, lambda m=m: run(m)) for m in (floor, model))
+    assert mine < limit * base
+
+
+def test_under_autocast_gradients_are_those_of_its_own_operations():
+    torch.manual_seed(0)
+    block = Block(16)
+    model = get_peft_model(block, LoraConfig(r=4, target_modules=["q", "k", "v", "down"], init_lora_weights=False))
+    start = torch.randn(3, 5, 16)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def found(low):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = model(start)
+        return torch.autograd.grad(out.float().square().sum(), trained)
+
+    for low, exact in zip(found(True), found(False), strict=True):
+        assert low.dtype is torch.float32
+        assert (low - exact).norm() < 0.03 * exact.norm()
+
+
+def test_small_changes_of_a_half_precision_weight_are_not_rounded_away():
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16, bias=False).bfloat16()
+    model = get_peft_model(nn.Sequential(layer), LoraConfig(r=1, lora_alpha=1, target_modules=["0"]))
+    adapter = layer.veneer["default"]["weight"]
+    with torch.no_grad():
+        adapter.lora_A.fill_(1e-3)
+        adapter.lora_B.fill_(1e-2)
+    start = torch.zeros(4096, 16, dtype=torch.bfloat16)
+    start[:, 0] = 1
+    with torch.no_grad():
+        layer.weight[:, 0] = 0
+    assert model(start).detach().float().mean().item() == pytest.approx(1e-5, rel=0.01)

@@ -40,20 +40,25 @@ class Shared(nn.Module):
 
 
 class Adapter(nn.Module):
-    """One adapter of one weight: a method, and the tensors that its equation reads."""
+    """One adapter of one weight: a method, and the tensors that its equation reads; it does not require grad yet.
 
-    def __init__(self, method: Method, form: Form, like: Tensor, dtype: torch.dtype, shared: Shared | None) -> None:
+    Args:
+        drawn: give the tensors of the file their first values, which are 0 otherwise, until a file is read.
+    """
+
+    def __init__(self, method: Method, form: Form, like: Tensor, dtype: torch.dtype, shared: Shared | None, *, drawn: bool = True) -> None:
         super().__init__()
         self.method, self.form = method, form
         self.shared = shared
         self.specs = method.all_parameters(form)
         for spec in self.specs:
             number = dtype if spec.dtype is None else getattr(torch, spec.dtype)
-            value = torch.empty(spec.stored or spec.shape, dtype=number, device=like.device)
-            with torch.no_grad():
-                spec.init(value)
+            value = torch.zeros(spec.stored or spec.shape, dtype=number, device=like.device)
+            if drawn or not spec.key:
+                with torch.no_grad():
+                    spec.init(value)
             if spec.trainable:
-                self.register_parameter(spec.name, nn.Parameter(value))
+                self.register_parameter(spec.name, nn.Parameter(value, requires_grad=False))
             else:
                 self.register_buffer(spec.name, value, persistent=spec.state)
 

@@ -1,0 +1,138 @@
+"""What the benchmarks share: clocks, interleaved ratios, counted bytes, and how a result is written.
+
+Times are medians of ratios to the reference run just before, so that a busy machine slows both; beside the wall clock the process's own CPU time is given, which other
+programs touch less. Import this before torch: threads that spin at OpenMP's barriers measure the machine's other load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+import veneer
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times the reference something takes: median, quartiles, by the wall clock and by CPU time."""
+
+    time: float
+    low: float
+    high: float
+    cpu: float | None
+
+    def __str__(self) -> str:
+        return f"{self.time:.2f} [{self.low:.2f}–{self.high:.2f}]"
+
+
+def clock(f: Callable[[], object], cuda: bool) -> tuple[float, float]:
+    """(seconds, CPU seconds of this process) of one call; on a GPU its own events give the first."""
+    if cuda:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        f()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3, 0.0
+    start, cpu = time.perf_counter(), time.process_time()
+    f()
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def interleaved(
+    reference: Callable[[], object], others: Mapping[str, Callable[[], object]], repeats: int, cuda: bool = False
+) -> tuple[float, dict[str, Ratio]]:
+    """The reference's median seconds, and each other's ratio to the reference that ran right before it; the first two rounds are not counted."""
+    walls: dict[str, list[float]] = {k: [] for k in others}
+    cpus: dict[str, list[float]] = {k: [] for k in others}
+    own = []
+    for i in range(repeats + 2):
+        for name, f in others.items():
+            (r, r_cpu), (t, t_cpu) = clock(reference, cuda), clock(f, cuda)
+            if i >= 2:
+                own.append(r)
+                walls[name].append(t / r)
+                cpus[name].append(t_cpu / r_cpu if r_cpu else float("nan"))
+    return statistics.median(own), {k: summary(walls[k], None if cuda else cpus[k]) for k in others}
+
+
+def summary(ratios: list[float], cpu: list[float] | None = None) -> Ratio:
+    """Median and quartiles."""
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return Ratio(statistics.median(ratios), low, high, None if cpu is None else statistics.median(cpu))
+
+
+def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """The distinct storages that autograd keeps for backward, the model's own parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = loss()
+    total = sum(t.untyped_storage().nbytes() for t in kept.values())
+    out.backward()
+    return total
+
+
+def hardware(device: str) -> str:
+    """The machine's name for a result file."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    names = (
+        [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    p = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    p.add_argument("--repeats", type=int, default=9)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--out", type=Path, help="write the results to this JSON file")
+    return p
+
+
+def finish(args: argparse.Namespace, rows: list[dict], missed: list[str]) -> int:
+    """Write the result file, print what was missed; the process's exit status."""
+    if args.out:
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__, "veneer": veneer.__version__}
+        options = {k: v for k, v in vars(args).items() if k != "out"}
+        args.out.write_text(
+            json.dumps(
+                {"hardware": hardware(args.device), "versions": versions, "options": options, "rows": rows, "missed": missed}, indent=1
+            )
+            + "\n"
+        )
+    for line in missed:
+        print("missed:", line)
+    return 1 if missed else 0
+
+
+def as_row(ratios: Mapping[str, Ratio]) -> dict[str, dict]:
+    """Ratios for a result file, rounded to what they are worth."""
+    return {k: {n: None if v is None else round(v, 3) for n, v in asdict(r).items()} for k, r in ratios.items()}
