@@ -84,10 +84,19 @@ def model(name: str, layers: int, device: str, dtype: torch.dtype) -> nn.Module:
     return MODELS[name].build(layers).to(device, dtype).train()
 
 
-def floor(name: str, frozen: nn.Module) -> nn.Module:
-    """The reference: nothing adapted, and a backward that carries the gradient through every block."""
+def floor(name: str, frozen: nn.Module, *, compiled: bool = False) -> nn.Module:
+    """The reference: nothing adapted, and a backward that carries the gradient through every block.
+
+    Args:
+        compiled: by adding a trained number to the embeddings, because torch.compile cannot return what `requires_grad_` was called on.
+    """
     frozen.requires_grad_(False)
-    frozen.get_submodule(MODELS[name].embeddings).register_forward_hook(lambda m, i, out: out.requires_grad_())
+    embeddings = frozen.get_submodule(MODELS[name].embeddings)
+    if compiled:
+        embeddings.carrier = nn.Parameter(torch.zeros(1, device=next(frozen.parameters()).device))
+        embeddings.register_forward_hook(lambda m, i, out: out + m.carrier)
+    else:
+        embeddings.register_forward_hook(lambda m, i, out: out.requires_grad_())
     return frozen
 
 

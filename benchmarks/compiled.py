@@ -26,7 +26,7 @@ def main() -> int:
     def fresh() -> nn.Module:
         return cases.model("vit-base", args.layers, args.device, torch.float32)
 
-    base = cases.floor("vit-base", fresh())
+    base = cases.floor("vit-base", fresh(), compiled=True)
     fast = torch.compile(base, fullgraph=True)
     rows, missed = [], []
     print(f"{measuring.hardware(args.device)}; ViT-base, {args.layers} blocks, batch {args.batch}, float32, times the compiled floor")

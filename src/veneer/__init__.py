@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .config import PeftConfig, TaskType
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError
+    from .explaining import Explanation, explain
     from .model import PeftModel, get_peft_model
     from .planning import Plan, plan
 
@@ -21,6 +22,7 @@ _HOME = {
     "AdapterFileError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "Explanation": "explaining",
     "PeftConfig": "config",
     "PeftModel": "model",
     "Plan": "planning",
@@ -28,6 +30,7 @@ _HOME = {
     "TargetError": "errors",
     "TaskType": "config",
     "VeneerError": "errors",
+    "explain": "explaining",
     "get_peft_model": "model",
     "plan": "planning",
     "strategy": "engine",

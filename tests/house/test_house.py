@@ -30,7 +30,7 @@ ORDER = [
     ["targets"],
     ["planning"],
     ["inject"],
-    ["files", "merging", "cards", "wrapping", "stepping"],
+    ["files", "merging", "cards", "wrapping", "stepping", "explaining"],
     ["conversion"],
     ["model"],
     ["integrations"],

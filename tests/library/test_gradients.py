@@ -179,7 +179,7 @@ def test_dropped_numbers_are_not_seen_by_the_change_alone():
 
 def test_small_inputs_are_split_and_large_ones_merged_where_rounding_allows():
     def at(tokens, dtype=torch.float32, device="cpu", may_merge=True):
-        return Evaluation(tokens, (768, 768), torch.device(device), dtype, may_merge)
+        return Evaluation(tokens, (768, 768), torch.device(device), dtype, trains=True, may_merge=may_merge)
 
     low = op.LowRank(torch.zeros(768, 16), torch.zeros(16, 768))
     for device in ("cpu", "cuda"):

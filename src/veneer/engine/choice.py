@@ -41,6 +41,7 @@ class Evaluation:
     Args:
         tokens: rows of x.
         shape: (out, in) of W.
+        trains: whether Δ's own gradients follow.
         may_merge: whether W' may stand for its parts: not where it would be rounded to half precision, nor where the change sees another input than W.
     """
 
@@ -48,6 +49,7 @@ class Evaluation:
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    trains: bool
     may_merge: bool
 
     def work(self, cost: Cost) -> float:
@@ -68,11 +70,12 @@ def costs(at: Evaluation, scaled: bool, R: Operator | None, delta: Operator | No
     change = (0.0, 0.0) if delta is None else (at.work(delta.cost(at.tokens, size)), at.work(delta.cost_of_adding(size)))
     rotation = (0.0, 0.0) if R is None else (at.work(R.cost(at.tokens, size)), at.work(R.cost(out, size)))
     of_dx = 0.0 if delta is None else at.work(delta.cost_of_dx(at.tokens, size))
+    again = at.work(delta.cost_of_again(at.tokens, size)) if delta is not None and at.trains else 0.0
     scaling = at.work(Cost(out * in_, 2 * size * out * in_)) if scaled else 0.0
     of_output = at.work(Cost(at.tokens * out, 2 * size * at.tokens * out)) if scaled else 0.0
     return {
         "forward, split": rotation[0] + change[0] + min(scaling, of_output),
-        "forward, merged": rotation[1] + change[1] + scaling,
+        "forward, merged": rotation[1] + change[1] + scaling + again,
         "backward, split": of_dx + min(scaling, of_output),
         "backward, merged": change[1] + scaling,
     }

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..operators import Adapted, Diagonal, Operator, Product
-from .choice import Evaluation, Strategy, choose
+from .choice import Choice, Evaluation, Strategy, choose
 from .masks import mask_of
 from .node import linear_in_one_node
 from .noise import disturbed
@@ -114,8 +114,14 @@ def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> T
         if not graph or (not g.is_meta and bool((g == 0).any())):
             return None
     exact = dtype == W.dtype and dtype.itemsize >= 4
-    choice = choose(_strategy, Evaluation(x.shape[:-1].numel(), W.shape, x.device, dtype, exact and not p), g is not None, R, delta)
+    trains = torch.is_grad_enabled() and delta is not None and any(t.requires_grad for t in delta.tensors())
+    choice = choice_for(Evaluation(x.shape[:-1].numel(), W.shape, x.device, dtype, trains, exact and not p), g is not None, R, delta)
     return linear_in_one_node(x, W, equation.bias(layer.veneer_kind.bias(layer)), g, R, delta, choice, dtype, p, (id(layer), 0))
+
+
+def choice_for(at: Evaluation, scaled: bool, R: Operator | None, delta: Operator | None) -> Choice:
+    """What is multiplied with what under the strategy of the moment."""
+    return choose(_strategy, at, scaled, R, delta)
 
 
 def meeting_tokens(equation: Adapted, dtype: torch.dtype) -> tuple[Tensor | None, Operator | None, Operator | None]:

@@ -9,7 +9,7 @@ is the operators' knowledge. Dropout of the change's input keeps a seed (see `ma
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,36 +122,64 @@ class LinearNode(torch.autograd.Function):
 
     @staticmethod
     def again(ctx: Any) -> tuple[Tensor, Draw | None, Linear, tuple[Tensor, ...]]:
-        """x, its mask, the layer and what its operators kept."""
-        kept, W, b, g, *rest = ctx.saved_tensors
-        known = ctx.known
-        x = kept if known.source is None else known.source.make(kept).reshape(ctx.rows, -1)
-        keep = None if known.mask is None else known.mask.again()
-        return x.to(known.dtype), keep, known.linear(W, b, g, tuple(rest[: ctx.n])), tuple(rest[ctx.n :])
+        """x or what it is made from, its mask, the layer and what its operators kept."""
+        origin, W, b, g, *rest = ctx.saved_tensors
+        keep = None if ctx.known.mask is None else ctx.known.mask.again()
+        return origin, keep, ctx.known.linear(W, b, g, tuple(rest[: ctx.n])), tuple(rest[ctx.n :])
+
+    @staticmethod
+    def inputs(ctx: Any, origin: Tensor, by_pieces: bool) -> Iterator[tuple[slice, Tensor]]:
+        """x in rows that go together: in pieces where that saves making it whole."""
+        source, dtype = ctx.known.source, ctx.known.dtype
+        if by_pieces and source is not None and source.by_rows and source.alone():
+            flat = origin.reshape(ctx.rows, -1)
+            yield from ((rows, x.to(dtype)) for rows, x in source.make_pieces(flat, pieces(flat)))
+            return
+        x = (origin if source is None else source.make(origin).reshape(ctx.rows, -1)).to(dtype)
+        yield from ((rows, x[rows]) for rows in (pieces(x) if by_pieces and ctx.known.mask is not None else [slice(None)]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         choice = ctx.known.choice
         with torch.autocast(dy.device.type, enabled=False):
-            x, keep, linear, kept = LinearNode.again(ctx)
+            origin, keep, linear, kept = LinearNode.again(ctx)
             wants = ctx.needs_input_grad
             R, delta = linear.R, linear.delta
-            dx: Tensor | None = None
-            of_R: tuple[Tensor, ...] = ()
-            of_delta: tuple[Tensor, ...] = ()
+            dz = dx = None
             if R is not None:
                 dz = linear.back_through_rows(dy, choice)
-                of_R = R.gradients(x, dz, None)
-                dx = R.transpose().overwrite(dz) if wants[0] else None
+                if wants[0] and delta is not None:
+                    dx = R.transpose().apply(dz)
             elif wants[0]:
                 dx = dy @ linear.whole() if choice.merged_backward else linear.back_through_rows(dy, choice)
-            if delta is not None and keep is None:
-                of_delta = delta.gradients(x, dy, None if choice.merged_backward else dx, kept)
-            elif delta is not None and keep is not None:
-                of_delta = _gradients_of_dropped(delta, x, keep, dy, dx, kept)
+            of_R, of_delta = Total(), Total()
+            by_pieces = all(S is None or S.by_pieces for S in (R, delta))
+            for rows, x in LinearNode.inputs(ctx, origin, by_pieces) if R is not None or delta is not None else ():
+                if R is not None and dz is not None:
+                    of_R.add(R.gradients(x, dz[rows], None))
+                if delta is not None:
+                    back = None if dx is None or choice.merged_backward else dx[rows]
+                    seen = tuple(k[rows] for k in kept)
+                    if keep is None:
+                        of_delta.add(delta.gradients(x, dy[rows], back, seen))
+                    else:
+                        of_delta.add(_gradients_of_dropped(delta, x, keep.keep(x.dtype, rows), dy[rows], back, seen))
+            if R is not None and dz is not None and wants[0] and dx is None:
+                dx = R.transpose().overwrite(dz)
             db = dy.sum(0) if wants[2] else None
-        return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, None, *of_R, *of_delta
+        return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, None, *of_R.sums, *of_delta.sums
+
+
+class Total:
+    """Sums of as many tensors as are added at a time."""
+
+    def __init__(self) -> None:
+        self.sums: tuple[Tensor, ...] = ()
+
+    def add(self, terms: tuple[Tensor, ...]) -> None:
+        """Add one to each; the first are taken as they are, and belong to the total."""
+        self.sums = tuple(s.add_(t) for s, t in zip(self.sums, terms, strict=True)) if self.sums else terms
 
 
 def shape_of(S: Operator | None) -> Operator | None:
@@ -170,19 +198,14 @@ def _expect(known: Known) -> None:
 
 
 def _gradients_of_dropped(
-    delta: Operator, x: Tensor, keep: Draw, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
+    delta: Operator, x: Tensor, mask: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """`delta.gradients` for the input without what `keep` drops, piece by piece, so that no copy of x is made."""
-    total: tuple[Tensor, ...] | None = None
-    for rows in pieces(x):
-        mask = keep.keep(x.dtype, rows)
-        back = None if dx is None else torch.zeros_like(mask)
-        found = delta.gradients(x[rows] * mask, dy[rows], back, tuple(k[rows] for k in kept))
-        if dx is not None and back is not None:
-            dx[rows].addcmul_(back, mask)
-        total = found if total is None else tuple(t.add_(f) for t, f in zip(total, found, strict=True))
-    assert total is not None
-    return total
+    """`delta.gradients` for mask ∘ x."""
+    back = None if dx is None else torch.zeros_like(mask)
+    found = delta.gradients(x * mask, dy, back, kept)
+    if dx is not None and back is not None:
+        dx.addcmul_(back, mask)
+    return found
 
 
 class RowFactors(torch.autograd.Function):
@@ -216,8 +239,9 @@ class RowFactors(torch.autograd.Function):
 def _output_again(node: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     with torch.no_grad(), torch.autocast(node.saved_tensors[1].device.type, enabled=False):
         _expect(node.known)
-        x, keep, linear, _ = LinearNode.again(node)
+        origin, keep, linear, _ = LinearNode.again(node)
         assert linear.g is not None
+        ((_, x),) = LinearNode.inputs(node, origin, by_pieces=False)
         return linear.output(x, keep, node.known.choice)[0], linear.g, linear.b
 
 

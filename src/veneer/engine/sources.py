@@ -8,6 +8,7 @@ saved as usual, so a gradient is never wrong.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ class Source:
         self.parameters = [(p, p._version) for p in module.parameters(recurse=False)]
         self.uses = 0
         self.made: Tensor | None = None
+        self.by_rows = len(getattr(module, "normalized_shape", ())) < 2
+        """Whether each row of the output is made from that row of the input alone."""
+
+    def alone(self) -> bool:
+        """Whether nobody else will ask."""
+        return self.uses == 1 and self.made is None
 
     def make(self, origin: Tensor) -> Tensor:
         """The output again; kept until every layer that reads it has asked.
@@ -35,17 +42,24 @@ class Source:
             RuntimeError: a parameter of the module was changed in place since the forward.
         """
         self.uses -= 1
-        if self.made is not None:
-            made = self.made
-        else:
-            if any(p._version != version for p, version in self.parameters):
-                raise RuntimeError(
-                    f"a parameter of {type(self.module).__name__} needed for gradient computation has been modified by an inplace operation"
-                )
-            with torch.no_grad():
-                made = type(self.module).forward(self.module, origin)
+        made = self.pure(origin) if self.made is None else self.made
         self.made = made if self.uses > 0 else None
         return made
+
+    def make_pieces(self, origin: Tensor, pieces: Iterable[slice]) -> Iterator[tuple[slice, Tensor]]:
+        """The output again for its only reader, some rows at a time, each forgotten before the next."""
+        self.uses -= 1
+        for rows in pieces:
+            yield rows, self.pure(origin[rows])
+
+    def pure(self, origin: Tensor) -> Tensor:
+        """The module's function, outside autograd and without its hooks."""
+        if any(p._version != version for p, version in self.parameters):
+            raise RuntimeError(
+                f"a parameter of {type(self.module).__name__} needed for gradient computation has been modified by an inplace operation"
+            )
+        with torch.no_grad():
+            return type(self.module).forward(self.module, origin)
 
 
 def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

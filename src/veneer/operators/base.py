@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ class Cost:
 
 class Operator:
     """An (out × in) linear map; subclasses are dataclasses whose fields are tensors, operators or plain numbers."""
+
+    by_pieces: ClassVar[bool] = False
+    """Whether `gradients` costs no more when it is summed over pieces of the tokens: where no dense matrix is made on the way."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -136,6 +139,10 @@ class Operator:
     def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
         """What the gradient of x costs in `gradients`, beyond those of S's tensors."""
         return self.transpose().cost(tokens, itemsize) + Cost(0, itemsize * tokens * self.shape[1])
+
+    def cost_of_again(self, tokens: int, itemsize: int = 4) -> Cost:
+        """What `gradients` costs more where `accumulate` did not run, so that nothing was kept from it."""
+        return Cost(0, 0)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """S's tensors, in the order of its fields."""
@@ -276,6 +283,12 @@ class Sum(Operator):
         total = Cost(0, 0)
         for term in self.terms:
             total = total + term.cost_of_dx(tokens, itemsize)
+        return total
+
+    def cost_of_again(self, tokens: int, itemsize: int = 4) -> Cost:
+        total = Cost(0, 0)
+        for term in self.terms:
+            total = total + term.cost_of_again(tokens, itemsize)
         return total
 
     def transpose(self) -> Operator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class BlockDiagonal(Operator):
     Args:
         blocks: (…, n, b, b); n copies of one shared block may be an expanded view.
     """
+
+    by_pieces: ClassVar[bool] = True
 
     blocks: Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class Diagonal(Operator):
     Args:
         d: (…, n).
     """
+
+    by_pieces: ClassVar[bool] = True
 
     d: Tensor
 

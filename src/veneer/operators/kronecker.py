@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class Kronecker(Operator):
         S: (a × c).
         T: (b × d); the whole is (a·b × c·d).
     """
+
+    by_pieces: ClassVar[bool] = True
 
     S: Operator
     T: Operator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ class LowRank(Operator):
     >>> LowRank(torch.ones(3, 1), torch.ones(1, 2)).apply(torch.ones(5, 2)).shape
     torch.Size([5, 3])
     """
+
+    by_pieces: ClassVar[bool] = True
 
     B: Tensor
     A: Tensor
@@ -74,7 +77,8 @@ class LowRank(Operator):
 
     def cost_of_adding(self, itemsize: int = 4) -> Cost:
         out, in_ = self.shape
-        return Cost(2 * self.rank * in_ * out, itemsize * (4 * in_ * out + self.rank * (in_ + out)))
+        # W is read, and W' written, read and written; a fresh tensor's pages are also zeroed by the system.
+        return Cost(2 * self.rank * in_ * out, itemsize * (5 * in_ * out + self.rank * (in_ + out)))
 
     def transpose(self) -> LowRank:
         return LowRank(self.A.mT, self.B.mT)
@@ -94,6 +98,10 @@ class LowRank(Operator):
     def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
         in_ = self.shape[1]
         return Cost(2 * tokens * self.rank * in_, 2 * itemsize * tokens * in_)
+
+    def cost_of_again(self, tokens: int, itemsize: int = 4) -> Cost:
+        in_ = self.shape[1]
+        return Cost(2 * tokens * self.rank * in_, itemsize * tokens * in_)
 
     def row_dot(self, W: Operator | Tensor) -> Tensor:
         # Σ_j (BA)_ij W_ij = Σ_k B_ik (W Aᵀ)_ik: W is read once, B A never formed.
