@@ -74,7 +74,7 @@ class Linear:
             return y, ()
         if keep is None:
             return y, self.delta.accumulate(y, x)
-        kept = [self.delta.accumulate(y[rows], x[rows] * keep.keep(x.dtype, rows)) for rows in pieces(x)]
+        kept = [self.delta.accumulate(y[rows], keep.keep(x.dtype, rows).mul_(x[rows])) for rows in pieces(x)]
         return y, tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
 
 
