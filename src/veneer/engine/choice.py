@@ -15,11 +15,12 @@ from ..operators import Cost, Operator
 
 
 class Strategy(StrEnum):
-    """How an equation becomes an output."""
+    """How an equation becomes an output: by the cost model's choice; by the change's own products; by W' put together first; by autograd's own operations."""
 
     AUTO = "auto"
     SPLIT = "split"
     MERGED = "merged"
+    COMPOSED = "composed"
 
 
 @dataclass(frozen=True)

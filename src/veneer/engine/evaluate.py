@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..operators import Adapted, Diagonal, Operator, Product
+from ..operators import Adapted, Diagonal, Operator, Product, traced
 from .choice import Choice, Evaluation, Strategy, choose
 from .masks import mask_of
 from .node import linear_in_one_node
@@ -31,7 +31,9 @@ _strategy = Strategy.AUTO
 
 @contextmanager
 def strategy(name: Strategy | str) -> Iterator[None]:
-    """Choose the strategy of every adapted layer of this process inside the block.
+    """Choose the strategy of every adapted layer of this process inside the block: "auto", "split", "merged" or "composed".
+
+    "composed" is of autograd's own operations throughout, slower, and what a gradient of a gradient needs.
 
     >>> with strategy("merged"):
     ...     pass
@@ -96,9 +98,9 @@ def evaluate(layer: Any, x: Tensor) -> Tensor:
 def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor | None:
     """The output by one autograd node, where a plain linear layer has one adapter; None elsewhere."""
     W = layer.veneer_kind.plain(layer)
-    if W is None or W.requires_grad or len(terms) != 1 or x.dim() < 2 or not x.numel() or torch.compiler.is_compiling():
+    if _strategy is Strategy.COMPOSED or traced() or W is None or W.requires_grad or len(terms) != 1:
         return None
-    if not (type(x) is type(W.data) is Tensor and x.is_floating_point()) or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if x.dim() < 2 or not x.numel() or not (type(x) is type(W.data) is Tensor and x.is_floating_point()):
         return None
     dtype = _computed_in(x, W)
     equation, noise = terms[0]
@@ -164,7 +166,7 @@ def _split(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> Tensor:
 
 def _dropped(x: Tensor, p: float, reader: Hashable) -> Tensor:
     # The tracer cannot follow a generator of its own; there the partitioner decides what is kept.
-    return F.dropout(x, p) if torch.compiler.is_compiling() else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
+    return F.dropout(x, p) if traced() else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
 
 
 def _adapted(layer: Any, equation: Adapted, x: Tensor, dropped: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 Most adapted inputs are outputs of a normalisation or an activation, which keep their own input for their own backward. A forward hook on these modules notes it
 on their output; an adapted layer then saves that same tensor, which costs nothing, and makes its input again in backward, once for all layers that read it
-(query, key and value). The note is made only where autograd's graph shows that one known operation made the output from exactly that input; everything else is
-saved as usual, so a gradient is never wrong.
+(query, key and value). The note is made only where autograd's graph shows that one known operation made the output from exactly that input, or where the module is one of
+transformers' own RMSNorms; everything else is saved as usual, so a gradient is never wrong.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class Source:
     """A module's pure function of one tensor, and how often backward will ask for its output. The tensor itself is left to autograd's keeping."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.parameters = [(p, p._version) for p in module.parameters(recurse=False)]
+        # The parameters as they are now: an edit of `.data` before backward is seen by nobody, and the output was what it was.
+        self.module = object.__new__(type(module))
+        self.module.__dict__.update(module.__dict__)
+        self.module._parameters = {n: None if p is None else nn.Parameter(p.detach().clone(), False) for n, p in module._parameters.items()}
         self.uses = 0
         self.made: Tensor | None = None
         self.by_rows = len(getattr(module, "normalized_shape", ())) < 2
@@ -36,11 +38,7 @@ class Source:
         return self.uses == 1 and self.made is None
 
     def make(self, origin: Tensor) -> Tensor:
-        """The output again; kept until every layer that reads it has asked.
-
-        Raises:
-            RuntimeError: a parameter of the module was changed in place since the forward.
-        """
+        """The output again; kept until every layer that reads it has asked."""
         self.uses -= 1
         made = self.pure(origin) if self.made is None else self.made
         self.made = made if self.uses > 0 else None
@@ -54,10 +52,6 @@ class Source:
 
     def pure(self, origin: Tensor) -> Tensor:
         """The module's function, outside autograd and without its hooks."""
-        if any(p._version != version for p, version in self.parameters):
-            raise RuntimeError(
-                f"a parameter of {type(self.module).__name__} needed for gradient computation has been modified by an inplace operation"
-            )
         with torch.no_grad():
             return type(self.module).forward(self.module, origin)
 
@@ -67,14 +61,25 @@ def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     if torch.compiler.is_compiling() or len(args) != 1 or not isinstance(output, Tensor) or output.grad_fn is None:
         return
     x, node = args[0], output.grad_fn
-    if not isinstance(x, Tensor) or node.name() not in NODES or output._version:
+    if not isinstance(x, Tensor) or output._version:
         return
     if any(p.dtype != x.dtype for p in module.parameters(recurse=False)):
         return  # autocast brought them to one type, which is off when the output is made again
+    if _composed(module):
+        setattr(output, _NOTE, (Source(module), x))
+        return
+    if node.name() not in NODES:
+        return
     made_by = node.next_functions[0][0]
     leaf = getattr(made_by, "variable", None)
     if (x.grad_fn is not None and made_by is x.grad_fn) or (x.grad_fn is None and leaf is x):
         setattr(output, _NOTE, (Source(module), x))
+
+
+def _composed(module: nn.Module) -> bool:
+    """Whether the module is one of transformers' RMSNorms, several operations without a node of their own, and pure by their definition."""
+    cls = type(module)
+    return cls.__module__.startswith("transformers.models.") and cls.__name__.endswith("RMSNorm")
 
 
 def source_of(x: Tensor) -> tuple[Source, Tensor] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapted import Adapted, FrozenMap, compose, rotate, row_norms, wider
-    from .base import Cost, Operator, Sum, pieces, stack
+    from .base import Cost, Operator, Sum, pieces, stack, traced
     from .block_diagonal import BlockDiagonal, Butterfly
     from .dense import Dense
     from .diagonal import Diagonal
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
-    "base": ["Cost", "Operator", "Sum", "pieces", "stack"],
+    "base": ["Cost", "Operator", "Sum", "pieces", "stack", "traced"],
     "block_diagonal": ["BlockDiagonal", "Butterfly"],
     "dense": ["Dense"],
     "diagonal": ["Diagonal"],
@@ -60,6 +60,7 @@ __all__ = [
     "row_norms",
     "skew",
     "stack",
+    "traced",
     "wider",
     "within",
 ]

@@ -188,6 +188,11 @@ class Operator:
         return self.scaled(s)
 
 
+def traced() -> bool:
+    """Whether a compiler or a function transform looks on, which follow autograd's own operations only."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def times(x: Tensor, M: Tensor) -> Tensor:
     """x Mᵀ on the last dimension: (…, in) → (…, out); the leading dimensions of a batch of matrices pair with those of x."""
     if M.dim() == 2 and x.dim() > 2:

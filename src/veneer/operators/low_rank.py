@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Cost, Operator, times
+from .base import Cost, Operator, times, traced
 
 
 @dataclass(eq=False)
@@ -45,7 +45,7 @@ class LowRank(Operator):
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         h = times(x, self.A)  # (…, r)
-        if self.B.dim() > 2 or not y.is_contiguous():
+        if self.B.dim() > 2 or not y.is_contiguous() or (traced() and not torch.compiler.is_compiling()):
             return y + times(h, self.B)
         # Accumulating into y saves the pass over a tokens × out tensor that a separate sum would cost.
         return y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT).view(y.shape)

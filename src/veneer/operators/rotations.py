@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .base import traced
 from .low_rank import LowRank
 from .products import IdentityPlus
 
 
 def skew(upper: Tensor, b: int) -> Tensor:
     """U − Uᵀ from the strict upper triangles, row by row: (…, b (b − 1) / 2) → (…, b, b)."""
-    return _skew(upper, b) if torch.compiler.is_compiling() else Skew.apply(upper, b)
+    return _skew(upper, b) if traced() else Skew.apply(upper, b)
 
 
 def _skew(upper: Tensor, b: int) -> Tensor:
@@ -31,7 +32,7 @@ _triangles: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 def _triangle(b: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each place of a (b, b) matrix, which number of the upper triangle stands there (b²,), and with which sign (b, b); and the triangle's places in it."""
     known = _triangles.get((b, like.device))
-    if known is not None and not torch.compiler.is_compiling():
+    if known is not None and not traced():
         return known
     with torch.inference_mode(False), torch.no_grad():
         rows, columns = torch.triu_indices(b, b, 1, device=like.device)
@@ -39,7 +40,7 @@ def _triangle(b: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         place[rows, columns] = torch.arange(len(rows), device=like.device)
         sign = torch.ones(b, b, device=like.device).triu(1)
         made = (place + place.mT).view(-1), sign - sign.mT, rows * b + columns
-    if type(sign) is Tensor and not torch.compiler.is_compiling():  # a tracer's stand-ins must not outlive it
+    if type(sign) is Tensor and not traced():  # a tracer's stand-ins must not outlive it
         _triangles[b, like.device] = made
     return made
 
@@ -66,7 +67,7 @@ def within(Q: Tensor, bound: float) -> Tensor:
 def cayley(Q: Tensor) -> Tensor:
     """(I − Q)(I + Q)⁻¹, block by block: (…, b, b)."""
     wide = Q.to(torch.promote_types(Q.dtype, torch.float32))
-    return (_cayley(wide) if torch.compiler.is_compiling() else Cayley.apply(wide)).to(Q.dtype)
+    return (_cayley(wide) if traced() else Cayley.apply(wide)).to(Q.dtype)
 
 
 def _cayley(Q: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class Cayley(torch.autograd.Function):
 
 def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
     """I + 2 Q + 2 Q² + … + Qⁿ⁻¹ with n terms, near (I + Q)(I − Q)⁻¹ where ‖Q‖ < 1; the last power of n ≥ 4 counts once, and 3 means 4."""
-    return _neumann(Q, terms) if torch.compiler.is_compiling() else CayleyNeumann.apply(Q, terms)
+    return _neumann(Q, terms) if traced() else CayleyNeumann.apply(Q, terms)
 
 
 def _powers(Q: Tensor, terms: int) -> list[Tensor]:
