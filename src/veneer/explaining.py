@@ -66,7 +66,7 @@ def explain(model: nn.Module, tokens: int) -> Explanation:
     >>> print(explain(model, 10_000))
     10,000 tokens
     layer  method  out × in  output  gradient  split / merged, MFLOP  gradient
-    0      Lora    64 × 64   merged  merged    60 / 0                 38 / 0
+    0      Lora    64 × 64   merged  merged    60 / 21                38 / 1
     """
     base: nn.Module = getattr(model, "get_base_model", lambda: model)()
     record(base)
