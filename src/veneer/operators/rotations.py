@@ -31,16 +31,16 @@ _triangles: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
 
 def _triangle(b: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each place of a (b, b) matrix, which number of the upper triangle stands there (b²,), and with which sign (b, b); and the triangle's places in it."""
-    known = _triangles.get((b, like.device))
-    if known is not None and not traced():
-        return known
+    kept = not traced()  # a compiler would watch the dictionary, and compile again when it has changed
+    if kept and (b, like.device) in _triangles:
+        return _triangles[b, like.device]
     with torch.inference_mode(False), torch.no_grad():
         rows, columns = torch.triu_indices(b, b, 1, device=like.device)
         place = torch.zeros(b, b, dtype=torch.long, device=like.device)
         place[rows, columns] = torch.arange(len(rows), device=like.device)
         sign = torch.ones(b, b, device=like.device).triu(1)
         made = (place + place.mT).view(-1), sign - sign.mT, rows * b + columns
-    if type(sign) is Tensor and not traced():  # a tracer's stand-ins must not outlive it
+    if kept and type(sign) is Tensor:  # a tracer's stand-ins must not outlive it
         _triangles[b, like.device] = made
     return made
 
