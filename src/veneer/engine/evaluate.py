@@ -116,7 +116,8 @@ def _in_one_node(layer: Any, terms: list[tuple[Adapted, Noise]], x: Tensor) -> T
         if not graph or (not g.is_meta and bool((g == 0).any())):
             return None
     exact = dtype == W.dtype and dtype.itemsize >= 4
-    trains = torch.is_grad_enabled() and delta is not None and any(t.requires_grad for t in delta.tensors())
+    # By the layer's mode and not by autograd's, so that a checkpoint's forward without gradients is the same to the last bit.
+    trains = layer.training and delta is not None
     choice = choice_for(Evaluation(x.shape[:-1].numel(), W.shape, x.device, dtype, trains, exact and not p), g is not None, R, delta)
     return linear_in_one_node(x, W, equation.bias(layer.veneer_kind.bias(layer)), g, R, delta, choice, dtype, p, (id(layer), 0))
 
