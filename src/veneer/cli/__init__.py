@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         _say(str(e), debug)
         return 1
-    except Exception as e:
+    except Exception as e:  # the last door: whatever it is, a person gets a sentence, a script its exit code, and --debug the traceback
         first = (str(e).strip().splitlines() or [""])[0]
         _say(f"unexpected {type(e).__name__}: {first} (--debug shows where)", debug)
         return 1

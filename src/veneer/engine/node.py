@@ -226,7 +226,9 @@ class RowFactors(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         try:
             y, g, b = ctx.saved_tensors
-        except RuntimeError:
+        except RuntimeError as e:
+            if "modified by an inplace operation" not in str(e):
+                raise
             y, g, b = _output_again(ctx.node)
         total = torch.zeros(g.shape, dtype=g.dtype, device=g.device)
         for rows in pieces(y):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapted import Adapted, FrozenMap, compose, rotate, row_norms, wider
-    from .base import Cost, Operator, Sum, pieces, stack, traced
+    from .base import Cost, Operator, pieces, stack, traced
     from .block_diagonal import BlockDiagonal, Butterfly
     from .dense import Dense
     from .diagonal import Diagonal
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from .low_rank import LowRank
     from .products import IdentityPlus, Product
     from .rotations import cayley, cayley_neumann, orthonormal, reflections, skew, within
+    from .sums import Sum
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
-    "base": ["Cost", "Operator", "Sum", "pieces", "stack", "traced"],
+    "base": ["Cost", "Operator", "pieces", "stack", "traced"],
     "block_diagonal": ["BlockDiagonal", "Butterfly"],
     "dense": ["Dense"],
     "diagonal": ["Diagonal"],
@@ -32,6 +33,7 @@ _HOME = {
     "low_rank": ["LowRank"],
     "products": ["IdentityPlus", "Product"],
     "rotations": ["cayley", "cayley_neumann", "orthonormal", "reflections", "skew", "within"],
+    "sums": ["Sum"],
 }
 _FILE = {name: file for file, names in _HOME.items() for name in names}
 

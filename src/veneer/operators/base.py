@@ -121,7 +121,7 @@ class Operator:
         return found[: len(leaves)]
 
     def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of Σ G ∘ S with respect to S's tensors, in their order, outside autograd; G is (out, in)."""
+        """The gradients of Σ G ∘ S with respect to S's tensors, in their order, outside autograd; G is (out, in), and the caller gives it away."""
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in self.tensors()]
             M = self.with_tensors(leaves).dense()
@@ -182,6 +182,8 @@ class Operator:
         return self.map(lambda t: t.to(dtype))
 
     def __add__(self, other: Operator) -> Operator:
+        from .sums import Sum
+
         return Sum((self, other))
 
     def __rmul__(self, s: float) -> Operator:
@@ -228,91 +230,6 @@ def _map(value: T, f: Callable[[Tensor], Tensor]) -> T:
     if isinstance(value, tuple):
         return tuple(_map(v, f) for v in value)  # type: ignore[return-value]  # a tuple maps to a tuple
     return value
-
-
-@dataclass(eq=False)
-class Sum(Operator):
-    """S₁ + S₂ + …, all of one shape."""
-
-    terms: tuple[Operator, ...]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.terms[0].shape
-
-    def apply(self, x: Tensor) -> Tensor:
-        y = self.terms[0].apply(x)
-        for term in self.terms[1:]:
-            y = term.add_to(y, x)
-        return y
-
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        for term in self.terms:
-            y = term.add_to(y, x)
-        return y
-
-    def columns(self, ids: Tensor) -> Tensor:
-        total = self.terms[0].columns(ids)
-        for term in self.terms[1:]:
-            total = total + term.columns(ids)
-        return total
-
-    def low_rank(self) -> LowRank | None:
-        from .low_rank import concatenate
-
-        found = [t.low_rank() for t in self.terms]
-        return None if any(f is None for f in found) else concatenate([f for f in found if f is not None])
-
-    def for_tokens(self) -> Operator:
-        from .low_rank import LowRank, concatenate
-
-        found = [t.for_tokens() for t in self.terms]
-        low = [t for t in found if isinstance(t, LowRank)]
-        if len(low) < 2:
-            return Sum(tuple(found))
-        rest = [t for t in found if not isinstance(t, LowRank)]
-        return Sum((concatenate(low), *rest)) if rest else concatenate(low)
-
-    def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
-        for i, term in enumerate(self.terms):
-            M = term.added_to(M, own=own or i > 0)
-        return M
-
-    def cost_of_adding(self, itemsize: int = 4) -> Cost:
-        total = Cost(0, 0)
-        for term in self.terms:
-            total = total + term.cost_of_adding(itemsize)
-        return total
-
-    def cost_of_dx(self, tokens: int, itemsize: int = 4) -> Cost:
-        total = Cost(0, 0)
-        for term in self.terms:
-            total = total + term.cost_of_dx(tokens, itemsize)
-        return total
-
-    def cost_of_again(self, tokens: int, itemsize: int = 4) -> Cost:
-        total = Cost(0, 0)
-        for term in self.terms:
-            total = total + term.cost_of_again(tokens, itemsize)
-        return total
-
-    def transpose(self) -> Operator:
-        return Sum(tuple(t.transpose() for t in self.terms))
-
-    def scaled(self, s: float) -> Operator:
-        return Sum(tuple(t.scaled(s) for t in self.terms))
-
-    def dense(self) -> Tensor:
-        total = self.terms[0].dense()
-        for term in self.terms[1:]:
-            total = total + term.dense()
-        return total
-
-    def cost(self, tokens: int, itemsize: int = 4) -> Cost:
-        total = Cost(0, 0)
-        for term in self.terms:
-            total = total + term.cost(tokens, itemsize)
-        return total
 
 
 def stack(operators: Sequence[Operator]) -> Operator:
