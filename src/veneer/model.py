@@ -274,7 +274,8 @@ class PeftModel(nn.Module):
         if state_dict is not None:
             own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
             tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
-        self._write(directory if name == "default" else directory / name, config, tensors, files.states(self.get_base_model(), name))
+        text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
+        self._write(directory if name == "default" else directory / name, config, text, tensors, files.states(self.get_base_model(), name))
 
     def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
         """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
@@ -288,10 +289,10 @@ class PeftModel(nn.Module):
         """
         name = adapter_name or self.active_adapter
         config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
-        self._write(Path(save_directory), config, tensors, {})
+        self._write(Path(save_directory), config, config.to_json(), tensors, {})
 
-    def _write(self, target: Path, config: PeftConfig, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.to_json().encode()}
+    def _write(self, target: Path, config: PeftConfig, text: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: text.encode()}
         if state:
             content[files.STATE_NAME] = files.serialise(state)
         else:
