@@ -12,7 +12,9 @@ from .errors import StateError
 from .files import PREFIX, entries
 from .inject import adapter_of, record
 from .layers import Frozen
+from .naming import exactly
 from .operators import Adapted, LowRank
+from .targets import base_modules
 
 
 @torch.no_grad()
@@ -50,7 +52,7 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
             "lora_alpha": common,
             "rank_pattern": others,
             "alpha_pattern": dict(others),
-            "target_modules": _exactly(list(factors), model),
+            "target_modules": exactly(list(factors), (p for p, _ in base_modules(model))),
             "modules_to_save": config.modules_to_save,
             "bias": config.bias,
             "task_type": config.task_type,
@@ -63,9 +65,3 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
     for path, f in factors.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": f.A, f"{PREFIX}{path}.lora_B.weight": f.B}
     return new, tensors
-
-
-def _exactly(paths: list[str], model: nn.Module) -> list[str] | str:
-    """Targets that name these modules and no others: the paths, or an expression where a path is the end of another module's."""
-    others = [p for p, _ in model.named_modules() if p not in paths and any(p.endswith("." + q) for q in paths)]
-    return "|".join(re.escape(p) for p in paths) if others else paths
