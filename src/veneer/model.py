@@ -97,9 +97,8 @@ class PeftModel(nn.Module):
             )
         inject.attach(model, p, config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
         config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
-        if config.target_modules is None and not config.target_parameters:
-            # Written out, because other readers of the file have defaults of their own.
-            config.target_modules = [s.path for s in p.sites]
+        # Written out, because other readers of the file have other defaults, and know neither older names nor roles.
+        vars(config).update(p.rewritten)
         self.peft_config[name] = config
         if inject.record(model).schedules:
             watch(model)
