@@ -194,6 +194,12 @@ class PeftConfig:
 
         write_atomically(Path(save_directory), {CONFIG_NAME: self.to_json().encode()})
 
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload configuration", **options: Any) -> str:
+        """Upload `adapter_config.json` alone to the hub, with the options of `PeftModel.push_to_hub`; returns the commit's address."""
+        from .pushing import push
+
+        return push(repo_id, lambda staging, _: self.save_pretrained(staging), commit_message=commit_message, **options)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hub: Any) -> PeftConfig:
         """Read `adapter_config.json` from a directory or from the hub.

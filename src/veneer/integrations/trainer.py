@@ -1,7 +1,7 @@
 """An unmodified `transformers.Trainer` saves, resumes and reloads a Veneer model's adapter, and nothing else.
 
 Trainer knows one foreign model class by `isinstance` and treats every other model as whole: it would write all the weights, and reload them with
-`strict=False`. Three of its methods are the only doors to model files, and one knows how long the training will be. Each is wrapped once, when
+`strict=False`. Three of its methods are the only doors to model files, one writes the model card, and one knows how long the training will be. Each is wrapped once, when
 transformers' trainer module is imported, and passes every model that is not Veneer's through untouched. A subclass of Trainer would need every user's script to change.
 """
 
@@ -28,6 +28,7 @@ def install(module: ModuleType) -> None:
         "_save": _save,
         "_load_from_checkpoint": _load_from_checkpoint,
         "_load_best_model": _load_best_model,
+        "create_model_card": _create_model_card,
         "create_scheduler": _create_scheduler,
     }
     for name, wrapper in doors.items():
@@ -86,6 +87,13 @@ def _load_best_model(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: 
     logger.info("loading the best adapter from %s (score: %s)", trainer.state.best_model_checkpoint, trainer.state.best_metric)
     _read(model, trainer.state.best_model_checkpoint)
     return None
+
+
+def _create_model_card(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    wrapped(*args, **kwargs)
+    model = held(trainer)
+    if model is not None and trainer.is_world_process_zero():
+        model.create_or_update_model_card(trainer.args.output_dir, repo_id=trainer.hub_model_id)
 
 
 def _create_scheduler(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
