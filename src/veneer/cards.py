@@ -107,7 +107,7 @@ class Card:
             found = [{"type": n, "value": v, "name": n} for n, v in self.metrics.items() if n != "epoch"]
             where = {"name": self.dataset, "type": self.dataset}
             front["model-index"] = [
-                {"name": self.repo_id or self.title, "results": [{"task": {"type": task}, "dataset": where, "metrics": found}]}
+                {"name": (self.repo_id or self.title).rpartition("/")[2], "results": [{"task": {"type": task}, "dataset": where, "metrics": found}]}
             ]
         return {k: v for k, v in front.items() if v}
 

@@ -64,9 +64,9 @@ def loading(
         names = [labels[i] for i in sorted(labels)]
         if names != [f"LABEL_{i}" for i in range(len(names))] and len(names) <= _MOST_LABELS:
             lines.append(f"labels = {names!r}")
-            options.append("id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)}")
+            options += ["id2label=dict(enumerate(labels))", "label2id={label: i for i, label in enumerate(labels)}"]
         else:
             options.append(f"num_labels={len(names)}")
         options.append("ignore_mismatched_sizes=True")
-    note = "" if base else "  # the directory of the base model"
-    return "\n".join([*lines, f"base = {cls.__name__}.from_pretrained({', '.join(options)}){note}", last])
+    call = ", ".join(options) if len(options) == 1 else "".join(f"\n    {option}," for option in options) + "\n"
+    return "\n".join([*lines, f"base = {cls.__name__}.from_pretrained({call}){'' if base else '  # where the base model is'}", last])
