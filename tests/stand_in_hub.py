@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +58,14 @@ class Hub:
     def environment(self, home: str) -> dict[str, str]:
         """What a process needs to take this hub for the real one."""
         return {"HF_ENDPOINT": self.endpoint, "HF_HOME": home, "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+
+    def run(self, folder: Path, *arguments: str) -> str:
+        """Run Python in a folder as a process of its own that knows this hub, with a new cache, and return what it printed."""
+        with tempfile.TemporaryDirectory() as home:
+            environment = os.environ | self.environment(home)
+            done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
 
 
 class Handler(BaseHTTPRequestHandler):

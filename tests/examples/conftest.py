@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +12,6 @@ from stand_in_hub import Hub
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
-EDGE = 32
 
 Run = Callable[..., str]
 
@@ -46,10 +42,6 @@ def run(hub: Hub, tmp_path: Path) -> Run:
     folder.mkdir()
 
     def run(script: str, *args: str) -> str:
-        start = [str(EXAMPLES / script)] if script.endswith(".py") else ["-c", script]
-        environment = os.environ | hub.environment(str(tmp_path / "home")) | {"PYTHONWARNINGS": "default"}
-        done = subprocess.run([sys.executable, *start, *args], capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+        return hub.run(folder, *([str(EXAMPLES / script)] if script.endswith(".py") else ["-c", script]), *args)
 
     return run
