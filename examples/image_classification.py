@@ -36,10 +36,8 @@ def configuration(method: str, steps: int):
     common = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
     if method == "lora":
         return LoraConfig(r=16, lora_alpha=16, lora_dropout=0.1, bias="none", **common)
-    if method == "loha":
-        return LoHaConfig(r=16, alpha=16, module_dropout=0.1, **common)
-    if method == "lokr":
-        return LoKrConfig(r=16, alpha=16, module_dropout=0.1, **common)
+    if method in ("loha", "lokr"):
+        return {"loha": LoHaConfig, "lokr": LoKrConfig}[method](r=16, alpha=16, module_dropout=0.1, **common)
     # Prune between a tenth and a half of the training; no call in the training loop is needed.
     return AdaLoraConfig(init_r=12, target_r=8, tinit=steps // 10, tfinal=steps // 2, deltaT=max(1, steps // 50), **common)
 
@@ -65,11 +63,9 @@ def main(args: argparse.Namespace) -> None:
 
     def random_view(image: Image.Image) -> Image.Image:
         """A random part of the picture at the model's size, mirrored half of the time."""
-        share, shape = random.uniform(0.08, 1), math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        area = share * image.width * image.height
-        width, height = min(image.width, math.sqrt(area * shape)), min(image.height, math.sqrt(area / shape))
-        left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
-        view = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        edge = random.uniform(0.4, 1) * min(image.size)
+        left, top = random.uniform(0, image.width - edge), random.uniform(0, image.height - edge)
+        view = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
         return ImageOps.mirror(view) if random.random() < 0.5 else view
 
     def preprocess_train(batch: dict) -> dict:
@@ -84,28 +80,16 @@ def main(args: argparse.Namespace) -> None:
         return AutoModelForImageClassification.from_pretrained(name, label2id=label2id, id2label=id2label, ignore_mismatched_sizes=True)
 
     steps = args.epochs * math.ceil(len(train_ds) / args.batch_size / args.accumulate)
-    print(
-        f"{args.method} on {args.model}: {len(labels)} classes, {len(train_ds)} pictures to train, {len(val_ds)} to validate, {steps} steps"
-    )
+    print(f"{args.method}: {len(labels)} classes, {len(train_ds)} pictures to train, {len(val_ds)} to validate, {steps} steps")
     model = get_peft_model(base_model(args.model), configuration(args.method, steps))
     model.print_trainable_parameters()
 
     training = TrainingArguments(
-        args.output,
-        remove_unused_columns=False,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        learning_rate=args.learning_rate,
-        per_device_train_batch_size=args.batch_size,
-        gradient_accumulation_steps=args.accumulate,
-        per_device_eval_batch_size=args.batch_size,
-        fp16=torch.cuda.is_available(),
-        num_train_epochs=args.epochs,
-        logging_steps=10,
-        load_best_model_at_end=True,
-        label_names=["labels"],
-        report_to="none",
-    )
+        args.output, remove_unused_columns=False, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True,
+        learning_rate=args.learning_rate, num_train_epochs=args.epochs, gradient_accumulation_steps=args.accumulate,
+        per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=args.batch_size,
+        fp16=torch.cuda.is_available(), logging_steps=10, label_names=["labels"], report_to="none",
+    )  # fmt: skip
     trainer = Trainer(
         model,
         training,

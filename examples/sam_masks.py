@@ -35,26 +35,16 @@ def main(args: argparse.Namespace) -> None:
     if args.model:
         base, processor = SamModel.from_pretrained(args.model), SamProcessor.from_pretrained(args.model)
     else:
-        vision = {"hidden_size": 64, "output_channels": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "mlp_dim": 128}
         places = {"image_size": 64, "patch_size": 8}
-        base = SamModel(
-            SamConfig(
-                vision_config={
-                    **vision,
-                    **places,
-                    "window_size": 4,
-                    "global_attn_indexes": [2],
-                    "num_pos_feats": 16,
-                    "initializer_range": 0.2,
-                },
-                prompt_encoder_config={**places, "hidden_size": 32},
-                mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 4, "iou_head_hidden_dim": 32},
-                initializer_range=0.1,
-            )
-        )
-        edges = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
-        masks = {"mask_size": {"longest_edge": 32}, "mask_pad_size": {"height": 32, "width": 32}}
-        processor = SamProcessor(SamImageProcessor(**edges, **masks))
+        vision = {"hidden_size": 64, "output_channels": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "mlp_dim": 128, **places}
+        more = {"window_size": 4, "global_attn_indexes": [2], "num_pos_feats": 16, "initializer_range": 0.2}
+        decoder = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 4, "iou_head_hidden_dim": 32}
+        prompts = {"hidden_size": 32, **places}
+        parts = {"vision_config": vision | more, "prompt_encoder_config": prompts, "mask_decoder_config": decoder}
+        base = SamModel(SamConfig(**parts, initializer_range=0.1))
+        size, mask = {"height": 64, "width": 64}, {"height": 32, "width": 32}
+        longest = {"size": {"longest_edge": 64}, "mask_size": {"longest_edge": 32}}
+        processor = SamProcessor(SamImageProcessor(pad_size=size, mask_pad_size=mask, **longest))
     fresh = copy.deepcopy(base)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
@@ -89,6 +79,7 @@ def main(args: argparse.Namespace) -> None:
         target_modules=["qkv.q", "qkv.v"],
         lora_dropout=0.1,
         use_dora=args.method == "dora",
+        task_type="FEATURE_EXTRACTION",
         modules_to_save=None if args.model else ["mask_decoder"],  # a pretrained decoder stays frozen; a random one has everything to learn
     )
     model = get_peft_model(base, config).to(device)
@@ -117,12 +108,10 @@ def main(args: argparse.Namespace) -> None:
         trained = model(**test_inputs).pred_masks
         loaded = PeftModel.from_pretrained(fresh, args.output).to(device).eval()(**test_inputs).pred_masks
         merged = model.merge_and_unload()(**test_inputs).pred_masks
-    print(
-        f"loaded on a fresh base: {'equal' if torch.equal(loaded, trained) else 'other'} masks; merged: within {(merged - trained).abs().max():.1e}"
-    )
-    print(
-        f"{args.output}: loss {sum(losses[:5]) / 5:.3f} -> {sum(losses[-5:]) / 5:.3f}, intersection over union {before:.3f} -> {after:.3f}"
-    )
+    equal = "equal" if torch.equal(loaded, trained) else "other"
+    print(f"loaded on a fresh base: {equal} masks; merged: within {(merged - trained).abs().max():.1e}")
+    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    print(f"{args.output}: loss {first:.3f} -> {last:.3f}, intersection over union {before:.3f} -> {after:.3f}")
 
 
 if __name__ == "__main__":

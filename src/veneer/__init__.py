@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .explaining import Explanation, explain
     from .model import PeftModel, get_peft_model
     from .planning import Plan, plan
+    from .probing import Probe, check_parts
 
 __version__ = "0.1.0"
 
@@ -26,10 +27,12 @@ _HOME = {
     "PeftConfig": "config",
     "PeftModel": "model",
     "Plan": "planning",
+    "Probe": "probing",
     "StateError": "errors",
     "TargetError": "errors",
     "TaskType": "config",
     "VeneerError": "errors",
+    "check_parts": "probing",
     "explain": "explaining",
     "get_peft_model": "model",
     "plan": "planning",

@@ -1,6 +1,7 @@
 """The README.md of an adapter: what it is, of which base, how good it is, and how to use it.
 
-A card that is there already, a person's or Trainer's, keeps its words: only the front matter's known fields and one marked section are written anew.
+A card that is there already, a person's or Trainer's, keeps its words: only the front matter's known fields and one marked section are written anew. Saving leaves a card
+without that section alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .planning import Plan
 from .usage import library_class, loading, pipeline_of
 
 CARD_NAME = "README.md"
-_BEGIN = "<!-- veneer: from here to the end mark, written anew with every push -->"
+_BEGIN = "<!-- veneer: from here to the end mark, written anew whenever the adapter is saved or pushed -->"
 _END = "<!-- veneer: end -->"
 _TIMINGS = ("_runtime", "_per_second", "_time")
 
@@ -38,6 +39,7 @@ class Card:
         name: the adapter's name.
         parameters: how many the adapter trained.
         total: how many the model has with it.
+        of_parts: it adapts parts of fused layers, which only Veneer's files can name.
         repo_id: where the adapter will be, if that is known.
         metrics: {name: value} of an evaluation, as `trainer.evaluate()` returns it; its timings are left out.
         dataset: the name of the data that the metrics are of.
@@ -53,6 +55,7 @@ class Card:
     name: str
     parameters: int
     total: int
+    of_parts: bool = False
     repo_id: str | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     dataset: str | None = None
@@ -72,14 +75,17 @@ class Card:
 
     @property
     def title(self) -> str:
-        """The card's heading."""
-        return f"{self.config.facts().title} adapter" + (f" of {self.base}" if self.base else "")
+        """The heading of a new card; a person may change it, so it says nothing that another training would make wrong."""
+        return f"Adapter of {self.base}" if self.base else f"Adapter of a {type(self.model).__name__}"
 
     def update(self, directory: Path) -> None:
         """Write the card into a directory, or into the card that is there."""
-        path = directory / CARD_NAME
-        text = self.text(path.read_text(encoding="utf-8") if path.is_file() else None)
-        write_atomically(directory, {CARD_NAME: text.encode()})
+        write_atomically(directory, {CARD_NAME: self.text(_existing(directory)).encode()})
+
+    def beside(self, directory: Path) -> dict[str, bytes]:
+        """The card as a file to save with an adapter in that directory; none where a person's card without Veneer's marks is."""
+        existing = _existing(directory)
+        return {} if existing is not None and not _marked(existing) else {CARD_NAME: self.text(existing).encode()}
 
     def text(self, existing: str | None = None) -> str:
         """The whole card, with what an existing one says elsewhere."""
@@ -87,7 +93,7 @@ class Card:
 
         fields, body = _parse(existing) if existing is not None else ({}, f"# {self.title}\n")
         section = "\n".join([_BEGIN, "", *self._facts(), *self._results(), *self._usage(), _END])
-        if _BEGIN in body and _END in body.partition(_BEGIN)[2]:
+        if _marked(body):
             before, _, rest = body.partition(_BEGIN)
             body = before + section + rest.partition(_END)[2]
         else:
@@ -107,13 +113,16 @@ class Card:
             found = [{"type": n, "value": v, "name": n} for n, v in self.metrics.items() if n != "epoch"]
             where = {"name": self.dataset, "type": self.dataset}
             front["model-index"] = [
-                {"name": (self.repo_id or self.title).rpartition("/")[2], "results": [{"task": {"type": task}, "dataset": where, "metrics": found}]}
+                {
+                    "name": (self.repo_id or self.title).rpartition("/")[2],
+                    "results": [{"task": {"type": task}, "dataset": where, "metrics": found}],
+                }
             ]
         return {k: v for k, v in front.items() if v}
 
     def _facts(self) -> list[str]:
         facts = self.config.facts()
-        layers = sorted({s.path.rpartition(".")[2] for s in self.plan.sites})
+        layers = sorted({".".join(s.path.split(".")[-2 if s.is_part else -1 :]) for s in self.plan.sites})
         rows = {
             "method": f"{facts.title}: {facts.equation} ([arXiv:{facts.arxiv}](https://arxiv.org/abs/{facts.arxiv}), {facts.equation_number})",
             "options": f"`{', '.join(_chosen(self.config)) or 'all as by default'}`",
@@ -131,10 +140,17 @@ class Card:
         return [f"## Results{f' on {self.dataset}' if self.dataset else ''}", "", "| metric | value |", "|---|---|", *rows, ""]
 
     def _usage(self) -> list[str]:
-        adapter = self.repo_id or "PATH"
+        adapter = self.repo_id or "path/to/this/folder"
         folder = None if self.name == "default" else self.name
         lines = ["## How to use", ""]
         for library, title in (("veneer", "Veneer"), ("peft", "HF PEFT")):
+            if library == "peft" and self.of_parts:
+                lines += [
+                    "HF PEFT has no name for a part of a fused layer. Where the change has a low rank, `model.save_as_lora(directory)` writes it for the",
+                    "whole layers, which HF PEFT loads.",
+                    "",
+                ]
+                continue
             code = loading(
                 self.model,
                 self.base,
@@ -146,6 +162,15 @@ class Card:
             )
             lines += [f"With {title}:", "", "```python", code, "```", ""]
         return lines
+
+
+def _existing(directory: Path) -> str | None:
+    path = directory / CARD_NAME
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _marked(text: str) -> bool:
+    return _END in text.partition(_BEGIN)[2]
 
 
 def _chosen(config: PeftConfig) -> list[str]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = "0.21.2"
 """The release of the public format that files are written for."""
+OF_PARTS = "+PARTS"
+"""Behind `peft_type` in the file of an adapter of parts of fused layers: readers that know no parts would load the rest of it without a word."""
 
 
 class TaskType(StrEnum):
@@ -85,6 +87,8 @@ class PeftConfig:
         layers_to_transform: only these layer numbers; with a list of targets only.
         layers_pattern: the name of the list that holds the numbered layers.
         modules_to_save: modules to train whole and to keep beside the adapter, such as a new classification head.
+        fused_layouts: where the parts of fused layers lie, for modules that Veneer does not know: name of the layer → its parts, as a list of names of equal width,
+            as {name: rows}, or as {"groups": n, "parts": …} where the parts repeat in n groups of rows, such as heads.
         target_parameters: names or suffixes of weights to adapt that belong to no layer of a known kind, such as `experts.gate_up_proj`.
 
     Raises:
@@ -107,6 +111,7 @@ class PeftConfig:
     layers_pattern: str | list[str] | None = None
     modules_to_save: list[str] | None = None
     target_parameters: list[str] | None = None
+    fused_layouts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.task_type is not None:
@@ -125,6 +130,8 @@ class PeftConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ConfigError(f"{name}: expected a list of names, got the string {value!r}; write [{value!r}]")
+        if self.fused_layouts is not None:
+            self.fused_layouts = {name: checked_layout(name, said) for name, said in self.fused_layouts.items()}
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform works with a list of target_modules; with a regular expression, put the numbers into it")
         if self.layers_pattern is not None and self.layers_to_transform is None:
@@ -178,11 +185,17 @@ class PeftConfig:
         """The fields as plain values, `peft_type` included."""
         return {"peft_type": self.peft_type, **dataclasses.asdict(self)}
 
-    def to_json(self) -> str:
-        """The text of `adapter_config.json`: sorted keys and lists, the same bytes in every run."""
+    def to_json(self, *, of_parts: bool = False) -> str:
+        """The text of `adapter_config.json`: sorted keys and lists, the same bytes in every run.
+
+        Args:
+            of_parts: the adapter has parts of fused layers, which other readers must refuse.
+        """
         values = self.to_dict() | {"peft_version": FORMAT_VERSION, "inference_mode": True}
-        if values["target_parameters"] is None:
-            del values["target_parameters"]  # a field that most configurations of the format do not have
+        values["peft_type"] += OF_PARTS if of_parts else ""
+        for name in ("target_parameters", "fused_layouts"):
+            if values[name] is None:
+                del values[name]  # fields that most configurations of the format do not have
         for name in _LISTS:
             if isinstance(values.get(name), list):
                 values[name] = sorted(values[name])
@@ -240,7 +253,7 @@ class PeftConfig:
         classes = config_classes()
         if peft_type is None:
             raise ConfigError(f"{origin} has no peft_type; add one of {', '.join(classes)}")
-        peft_type = str(getattr(peft_type, "value", peft_type))
+        peft_type = str(getattr(peft_type, "value", peft_type)).removesuffix(OF_PARTS)
         if peft_type not in classes:
             raise ConfigError(f"{origin}: the method {peft_type!r} is not one of {', '.join(classes)}.{suggest(peft_type, classes)}")
         target = classes[peft_type]
@@ -274,6 +287,22 @@ def matches(targets: str | list[str] | None, path: str) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, path) is not None
     return any(path == t or path.endswith("." + t) for t in targets)
+
+
+def checked_layout(name: str, said: Any) -> dict[str, Any]:
+    """Where the parts of a fused layer lie, as {"groups": n, "parts": names of equal parts, or [name, rows] pairs}: an order that JSON's sorted keys keep."""
+    whole = said if isinstance(said, dict) and "parts" in said else {"parts": said}
+    groups, parts = whole.get("groups", 1), whole["parts"]
+    pairs = list(parts.items()) if isinstance(parts, dict) else list(parts) if isinstance(parts, (list, tuple)) else []
+    names = [p if isinstance(p, str) else p[0] for p in pairs]
+    widths = [p[1] for p in pairs if not isinstance(p, str)]
+    if not names or len(set(names)) < len(names) or len(widths) not in (0, len(names)) or not all(str(n).isidentifier() for n in names):
+        raise ConfigError(
+            f"fused_layouts[{name!r}]: a list of different names, {{name: rows}}, or {{'groups': n, 'parts': …}}, got {said!r}; for example ['q', 'k', 'v']"
+        )
+    for number, what in [(groups, "groups"), *((w, "rows") for w in widths)]:
+        check_whole(f"fused_layouts[{name!r}]: {what}", number)
+    return {"groups": groups, "parts": [list(p) for p in pairs] if widths else names}
 
 
 def check_probability(name: str, value: float) -> None:

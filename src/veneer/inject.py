@@ -60,7 +60,7 @@ def adapter_of(model: nn.Module, site: Site, name: str) -> Adapter:
     """The adapter that sits at a site under a name."""
     module = model.get_submodule(site.module)
     assert isinstance(module, AdaptedModule)
-    found = module.veneer[name]._modules[site.kind.tensor]
+    found = module.veneer[name]._modules[site.kind.slot]
     assert isinstance(found, Adapter)
     return found
 
@@ -101,7 +101,7 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
                 site.method.finish(Adapted(Frozen(site.kind, module)), adapter.values())
         if name not in module.veneer:
             module.veneer[name] = nn.ModuleDict()
-        module.veneer[name].add_module(site.kind.tensor, adapter)
+        module.veneer[name].add_module(site.kind.slot, adapter)
         if not module.training:
             module.veneer.eval()
     for path in plan.saved:

@@ -276,7 +276,8 @@ class PeftModel(nn.Module):
         if state_dict is not None:
             own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
             tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
-        self._write(_place(directory, name), config, tensors, files.states(self.get_base_model(), name), self._card(name))
+        text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
+        self._write(_place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
     def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
         """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
@@ -291,15 +292,15 @@ class PeftModel(nn.Module):
         name = adapter_name or self.active_adapter
         config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
         parameters = sum(t.numel() for t in tensors.values())
-        self._write(
-            Path(save_directory), config, tensors, {}, replace(self._card(name), config=config, name="default", parameters=parameters)
-        )
+        card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
+        self._write(Path(save_directory), config.to_json(), tensors, {}, card)
 
     def _card(self, name: str, **more: Any) -> Card:
         model = self.get_base_model()
         p = inject.record(model).plans[name]
         parameters = p.trainable + sum(model.get_parameter(b).numel() for b in p.biases)
-        return Card(model, self.peft_config[name], p, name, parameters, self.get_nb_trainable_parameters()[1], **more)
+        of_parts = any(s.is_part for s in p.sites)
+        return Card(model, self.peft_config[name], p, name, parameters, self.get_nb_trainable_parameters()[1], of_parts, **more)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str], *, repo_id: str | None = None) -> None:
         """Write the adapters' model cards into a directory where they are saved; what else a card says there, as Trainer's, stays.
@@ -311,17 +312,15 @@ class PeftModel(nn.Module):
         for name in self.peft_config:
             self._card(name, repo_id=repo_id).update(_place(Path(output_dir), name))
 
-    def _write(self, target: Path, config: PeftConfig, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.to_json().encode()}
+    def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
+        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
         if state:
             content[files.STATE_NAME] = files.serialise(state)
         else:
             # That of an adapter which is about to be replaced would be taken for this one's.
             if (target / files.STATE_NAME).is_file():
                 (target / files.STATE_NAME).unlink()
-        if not (target / CARD_NAME).exists():
-            content[CARD_NAME] = card.text().encode()
-        write_atomically(target, content)
+        write_atomically(target, content | card.beside(target))
 
     @classmethod
     def from_pretrained(

@@ -14,7 +14,7 @@ from .heads import new_heads
 from .layers import LayerKind, Place, parameter_place, places
 from .layers.adapted import rebindable
 from .methods.base import Method
-from .targets import base_modules, saved_paths, target_paths
+from .targets import base_modules, parts_by_path, saved_paths, target_paths
 
 logger = logging.getLogger("veneer")
 
@@ -47,9 +47,14 @@ class Site:
         return self.method.count(self.form)
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is some rows of a fused weight."""
+        return self.kind.whole is not self.kind
+
+    @property
     def weight(self) -> str:
         """What a table calls it: the path, and the weight's name where the layer has several."""
-        return self.path if self.kind.called else f"{self.module}.{self.kind.tensor}"
+        return self.path if self.kind.called or self.is_part else f"{self.module}.{self.kind.tensor}"
 
 
 @dataclass(frozen=True)
@@ -127,10 +132,15 @@ def _named(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, 
     """The weights of the modules that `target_modules` names."""
     if config.target_parameters and not config.target_modules:
         return []
-    paths = target_paths(model, config, saved, every_name=every_name)
-    inside = {inner for p in paths for inner in _inner_paths(p, modules[p])}
+    parts = parts_by_path(model, config, saved)
+    paths = target_paths(model, config, saved, parts, every_name=every_name)
+    inside = {inner for p in paths if p in modules for inner in _inner_paths(p, modules[p])}
     found = []
     for path in paths:
+        if path not in modules:
+            fused, part = parts[path]
+            found.append(_site(path, fused.module, modules[fused.module], Place("", fused.part(part)), config))
+            continue
         for place in places(modules[path]):
             inner = f"{path}.{place.inner}" if place.inner else path
             if place.inner and inner in paths:
@@ -190,11 +200,16 @@ def _site(path: str, inner: str, module: nn.Module, place: Place, config: PeftCo
 
 def _refuse_twice(sites: list[Site]) -> None:
     seen: dict[tuple[str, bool], Site] = {}
+    slots: dict[tuple[str, str], Site] = {}
     for site in sites:
-        other = seen.setdefault((site.module, site.kind.called), site)
+        seen.setdefault((site.module, site.kind.called), site)
         clash = seen.get((site.module, not site.kind.called))
-        if clash is not None or (other is not site and other.kind.tensor == site.kind.tensor):
+        if clash is not None or slots.setdefault((site.module, site.kind.slot), site) is not site:
             raise TargetError(f"{site.weight} would be adapted twice, by target_modules and by target_parameters; name it in one of them")
+    for site in sites:
+        other = slots.get((site.module, site.kind.tensor))
+        if other is not None and other is not site and site.kind.tensor == other.kind.tensor:
+            raise TargetError(f"{site.path} is a part of {other.path}, which is adapted whole; name one of them in target_modules")
 
 
 def _biases(modules: dict[str, nn.Module], config: PeftConfig, sites: list[Site], saved: list[str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 _PIPELINES = {
@@ -55,12 +57,12 @@ def loading(
         return f"from {library} import PeftModel\n\nbase = ...  # a {type(model).__name__}, as the adapter was trained on\n{last}"
     lines, options = (
         [f"from transformers import {cls.__name__}", f"from {library} import PeftModel", ""],
-        [f'"{base}"' if base else '"PATH"'],
+        [f'"{base or "path/to/the/base/model"}"'],
     )
     if revision:
         options.append(f'revision="{revision}"')
     labels = getattr(getattr(model, "config", None), "id2label", None)
-    if new_head and labels and pipeline_of(cls.__name__):
+    if new_head and labels and re.search("For.*(Classification|Segmentation|Detection)$", cls.__name__):
         names = [labels[i] for i in sorted(labels)]
         if names != [f"LABEL_{i}" for i in range(len(names))] and len(names) <= _MOST_LABELS:
             lines.append(f"labels = {names!r}")
@@ -69,4 +71,4 @@ def loading(
             options.append(f"num_labels={len(names)}")
         options.append("ignore_mismatched_sizes=True")
     call = ", ".join(options) if len(options) == 1 else "".join(f"\n    {option}," for option in options) + "\n"
-    return "\n".join([*lines, f"base = {cls.__name__}.from_pretrained({call}){'' if base else '  # where the base model is'}", last])
+    return "\n".join([*lines, f"base = {cls.__name__}.from_pretrained({call})", last])

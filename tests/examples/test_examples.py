@@ -19,7 +19,7 @@ def test_it_imports_nothing_heavy_and_explains_itself(path, tmp_path):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "set()" and list(tmp_path.iterdir()) == []
     done = subprocess.run([sys.executable, "-X", "importtime", path, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path)
-    options = set(re.findall(r'add_argument\("(--[a-z-]+)"', path.read_text(encoding="utf-8")))
+    options = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text(encoding="utf-8")))
     assert options and all(option in done.stdout for option in options)
     assert not re.search(r"\| +(torch|transformers|datasets)$", done.stderr, re.MULTILINE)
 
@@ -28,7 +28,7 @@ def test_it_imports_nothing_heavy_and_explains_itself(path, tmp_path):
 def test_every_option_is_read(path):
     text = path.read_text(encoding="utf-8")
     read = {n.attr for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "args"}
-    options = {name.replace("-", "_") for name in re.findall(r'add_argument\("--([a-z-]+)"', text)}
+    options = {name.replace("-", "_") for name in re.findall(r'add_argument\(\s*"--([a-z-]+)"', text)}
     assert read == options
     assert len(text.splitlines()) <= 120
 

@@ -30,7 +30,7 @@ ORDER = [
     ["targets"],
     ["planning"],
     ["inject"],
-    ["files", "merging", "cards", "wrapping", "stepping", "explaining"],
+    ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
     ["conversion"],
     ["model"],
     ["integrations"],

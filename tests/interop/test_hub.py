@@ -108,7 +108,8 @@ def test_a_second_push_keeps_a_persons_words(hub, run):
     }  # fmt: skip
 
     files["README.md"] = (
-        first.replace("---\n", "---\nlicense: mit\n", 1).replace("# LoRA adapter", "# My adapter\n\nRead me.").encode() + b"\nLast words.\n"
+        first.replace("---\n", "---\nlicense: mit\n", 1).replace("# Adapter of a Sequential", "# My adapter\n\nRead me.").encode()
+        + b"\nLast words.\n"
     )
     run(PUSH, "{'metrics': {'accuracy': 0.75}}")
     second = files["README.md"].decode()
@@ -141,9 +142,9 @@ def test_every_adapter_has_a_card(hub, run):
     run(TWO)
     files = hub.repos["someone/two"]
     assert {f for f in files if f.endswith(".md")} == {"README.md", "second/README.md"} and not hub.private["someone/two"]
-    assert "# LoRA adapter" in files["README.md"].decode()
+    assert "| method | LoRA: " in files["README.md"].decode()
     second = files["second/README.md"].decode()
-    assert "# LoHa adapter" in second and 'from_pretrained(base, "someone/two", subfolder="second")' in second
+    assert "| method | LoHa: " in second and 'from_pretrained(base, "someone/two", subfolder="second")' in second
 
 
 def test_the_card_of_trainer_says_what_veneer_knows(hub, run, tmp_path):

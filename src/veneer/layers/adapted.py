@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
-from ..operators import Adapted
+from ..operators import Adapted, ByRows
 from .base import LayerKind
+from .parts import PartKind
 from .swap import Swapped, swap, swap_back
 
 if TYPE_CHECKING:
@@ -105,36 +106,58 @@ class Frozen:
 class AdaptedModule(Swapped):
     """What every module with adapted weights has."""
 
-    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_kinds": {}, "veneer_merged": {}, "veneer_reached": False}
+    ATTRIBUTES: ClassVar[dict[str, Any]] = {
+        "veneer_active": (),
+        "veneer_kinds": {},
+        "veneer_parts": {},
+        "veneer_merged": {},
+        "veneer_reached": False,
+    }
 
     veneer_kinds: dict[str, LayerKind]
     """The kind of each adapted weight, by its name."""
+    veneer_parts: dict[str, PartKind]
+    """The kind of each adapted part of a weight, by its slot."""
     veneer_merged: dict[str, nn.Parameter]
     """The original parameters while adapters are merged, by name."""
     veneer_reached: bool
 
     def adapters(self, tensor: str) -> Iterator[Adapter]:
-        """The active adapters of one weight."""
+        """The active adapters of one weight, and of its parts."""
         for name in self.veneer_active:
-            found = self.veneer[name]
-            if tensor in found._modules:
-                yield found._modules[tensor]  # type: ignore[misc]  # an Adapter
+            for _, adapter in self._adapters_of(name, tensor):
+                yield adapter
 
-    def equations(self, tensor: str) -> list[tuple[Adapted, Noise]]:
+    def _adapters_of(self, name: str, tensor: str) -> Iterator[tuple[LayerKind, Adapter]]:
+        found = self.veneer[name]._modules
+        for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:
+            if kind.tensor == tensor and slot in found:
+                yield kind, found[slot]  # type: ignore[misc]  # an Adapter
+
+    def equation_of(self, name: str, tensor: str) -> Adapted | ByRows | None:
+        """One adapter's equation of one weight; None where it has none."""
+        parts = []
+        for kind, adapter in self._adapters_of(name, tensor):
+            equation = adapter.equation(Adapted(Frozen(kind, self)))
+            if not isinstance(kind, PartKind):
+                return equation
+            parts.append((kind.rows, equation))
+        return ByRows(Frozen(self.veneer_kinds[tensor], self), tuple(parts)) if parts else None
+
+    def equations(self, tensor: str) -> list[tuple[Adapted | ByRows, Noise]]:
         """The active adapters' equations of one weight, each with what is disturbed while training."""
-        W = Adapted(Frozen(self.veneer_kinds[tensor], self))
-        return [(a.equation(W), a.method.noise) for a in self.adapters(tensor)]
+        found = []
+        for name in self.veneer_active:
+            equation = self.equation_of(name, tensor)
+            if equation is not None:
+                found.append((equation, next(self._adapters_of(name, tensor))[1].method.noise))
+        return found
 
 
 class AdaptedLayer(AdaptedModule):
     """Mixed in before the class of a layer that is called."""
 
     PREFIX: ClassVar[str] = "Adapted"
-
-    @property
-    def veneer_kind(self) -> LayerKind:
-        """The kind of the layer's one weight."""
-        return next(iter(self.veneer_kinds.values()))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
@@ -193,8 +216,8 @@ def adapt(module: nn.Module, kind: LayerKind, path: str) -> AdaptedModule:
         TargetError: something replaced this one layer's `forward`, so a new class would not be asked.
     """
     if isinstance(module, AdaptedModule) and kind.tensor in module.veneer_kinds:
-        return module
-    if kind.called:
+        pass
+    elif kind.called:
         hooked = rebindable(module, path)
         swap(module, AdaptedLayer)
         if hooked:
@@ -203,7 +226,9 @@ def adapt(module: nn.Module, kind: LayerKind, path: str) -> AdaptedModule:
         own = [n for n in (kind.tensor, kind.offset) if n and module._parameters.get(n) is not None]
         swap(module, AdaptedParameters, *own)
     assert isinstance(module, AdaptedModule)
-    module.veneer_kinds[kind.tensor] = kind
+    module.veneer_kinds.setdefault(kind.tensor, kind.whole)
+    if isinstance(kind, PartKind):
+        module.veneer_parts[kind.slot] = kind
     return module
 
 

@@ -36,6 +36,8 @@ class Operator:
 
     by_pieces: ClassVar[bool] = False
     """Whether `gradients` costs no more when it is summed over pieces of the tokens: where no dense matrix is made on the way."""
+    keeps: ClassVar[int] = 0
+    """How many tensors `accumulate` returns."""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -27,6 +27,7 @@ class LowRank(Operator):
     """
 
     by_pieces: ClassVar[bool] = True
+    keeps: ClassVar[int] = 1
 
     B: Tensor
     A: Tensor
