@@ -121,10 +121,12 @@ class Card:
         return {k: v for k, v in front.items() if v}
 
     def _facts(self) -> list[str]:
-        facts = self.config.facts()
+        methods = [self.config.facts(), *self.config.combinators]
         layers = sorted({".".join(s.path.split(".")[-2 if s.is_part else -1 :]) for s in self.plan.sites})
         rows = {
-            "method": f"{facts.title}: {facts.equation} ([arXiv:{facts.arxiv}](https://arxiv.org/abs/{facts.arxiv}), {facts.equation_number})",
+            "method": "; with ".join(
+                f"{m.title}: {m.equation} ([arXiv:{m.arxiv}](https://arxiv.org/abs/{m.arxiv}), {m.equation_number})" for m in methods
+            ),
             "options": f"`{', '.join(_chosen(self.config)) or 'all as by default'}`",
             "base model": f"{self.base or 'not on the hub'}, `{type(self.model).__name__}`",
             "adapted": f"{len(self.plan.sites)} weights: {', '.join(f'`{n}`' for n in layers)}",

@@ -157,6 +157,11 @@ class PeftConfig:
         """The facts that the method declares about itself."""
         raise ConfigError(f"{cls.__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
 
+    @property
+    def combinators(self) -> list[Facts]:
+        """The facts of what the method is combined with; nothing for most configurations."""
+        return []
+
     def method(self, path: str) -> Method:
         """The method with the numbers that hold for the layer at `path`."""
         raise ConfigError(f"{type(self).__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")

@@ -55,10 +55,8 @@ def loading(
     last = f'model = PeftModel.from_pretrained(base, "{adapter}"{where}).eval()'
     if cls is None:
         return f"from {library} import PeftModel\n\nbase = ...  # a {type(model).__name__}, as the adapter was trained on\n{last}"
-    lines, options = (
-        [f"from transformers import {cls.__name__}", f"from {library} import PeftModel", ""],
-        [f'"{base or "path/to/the/base/model"}"'],
-    )
+    lines = [f"from transformers import {cls.__name__}", f"from {library} import PeftModel", ""]
+    options = [f'"{base or "path/to/the/base/model"}"']
     if revision:
         options.append(f'revision="{revision}"')
     labels = getattr(getattr(model, "config", None), "id2label", None)

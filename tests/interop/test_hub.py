@@ -58,6 +58,9 @@ model.push_to_hub("someone/two", private=False)
 """
 
 TRAINER = """
+import sys
+if sys.argv[1] == "alone":
+    sys.modules["peft"] = None  # as where HF PEFT is not installed
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 from veneer import LoraConfig, get_peft_model
@@ -68,10 +71,13 @@ base.config._name_or_path = base.name_or_path = "someone/base"
 model = get_peft_model(base, LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query"]))
 data = [{"input_ids": torch.randint(50, (6,)), "labels": i % 3} for i in range(12)]
 arguments = TrainingArguments("out", max_steps=2, eval_strategy="steps", eval_steps=1, report_to="none", use_cpu=True,
-    hub_model_id="someone/trained", hub_private_repo=True, disable_tqdm=True)
+    hub_model_id="someone/trained", hub_private_repo=True, disable_tqdm=True, save_steps=1, push_to_hub=sys.argv[1] == "alone", hub_always_push=True)
 trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data)
 trainer.train()
-trainer.push_to_hub(dataset="made-up words")
+if sys.argv[1] == "beside":
+    trainer.push_to_hub(dataset="made-up words")
+else:
+    model.save_pretrained("here")
 """
 
 
@@ -148,7 +154,7 @@ def test_every_adapter_has_a_card(hub, run):
 
 
 def test_the_card_of_trainer_says_what_veneer_knows(hub, run, tmp_path):
-    run(TRAINER)
+    run(TRAINER, "beside")
     files = hub.repos["someone/trained"]
     assert hub.private["someone/trained"] and {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(files)
     card, fields = files["README.md"].decode(), front(files["README.md"])
@@ -164,6 +170,14 @@ def test_the_card_of_trainer_says_what_veneer_knows(hub, run, tmp_path):
     assert [len(row) for row in mine] == [3, 3]
     for a, b in zip(mine, other, strict=True):
         assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_trainer_pushes_checkpoints_where_hf_peft_is_not_installed(hub, run, tmp_path):
+    run(TRAINER, "alone")
+    files = hub.repos["someone/trained"]
+    assert "model.safetensors" not in files
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert files[name] == (tmp_path / "here" / name).read_bytes(), "the last step's"
 
 
 def test_a_repository_that_is_not_there(run):
