@@ -1,13 +1,13 @@
 """Hold the layouts of fused projections against what the modules around them do.
 
 A query moves the output of its own token and of no other; keys and values move that of many, values linearly. In a gated network one half acts linearly and the other
-does not. So a layout that takes one part for another, or mixes two, shows without reading a line of the module's code.
+does not. So a layout that takes one part for another, or is cut in the wrong place, shows without reading a line of the module's code.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .errors import TargetError
 from .inject import RECORD, disable, enable
 from .layers import Fused, fused_weights
+from .operators import Rows
 
 
 @dataclass(frozen=True)
@@ -120,20 +121,29 @@ def _probe(base: nn.Module, fused: Fused, args: Any, kwargs: Any) -> list[Probe]
     plain = run(None)
     hook.remove()
     y = sizes[0].flatten(0, -2)
-    found = []
-    for name, rows in fused.layout.parts.items():
-        push = rows.spread(torch.randn(rows.count, generator=torch.Generator().manual_seed(0)).to(y)) * y.std()
-        one, all_ = torch.zeros_like(y), push.expand_as(y)
-        one[0] = push
+
+    def act(rows: Rows) -> tuple[int, bool] | None:
+        # Not the same for all tokens: that, added to the keys, is what a softmax does not see.
+        all_ = rows.spread(torch.randn(len(y), rows.count, generator=torch.Generator().manual_seed(0)).to(y)) * 2 * y.std()
+        one = torch.zeros_like(y)
+        one[len(y) // 2] = all_[
+            len(y) // 2
+        ]  # in the middle: a first token sees nothing else in a causal attention, a last one is seen by nobody
         moved = (run(one) - plain).flatten(0, -2).abs().amax(-1)
         once, twice = run(all_) - plain, run(2 * all_) - plain
-        probe = Probe(
-            f"{fused.path}.{name}",
-            type(around).__name__,
-            int((moved > 1e-4 * plain.abs().max()).sum()),
-            bool((twice - 2 * once).abs().max() <= 1e-3 * twice.abs().max()),
-        )
-        found.append(Probe(probe.path, probe.around, probe.tokens, probe.linear, _wrong(name, probe, fused)))
+        if twice.abs().max() <= 1e-3 * plain.abs().max():
+            return None  # a saturated attention moves by rounding only, which says nothing
+        linear = bool((twice - 2 * once).abs().max() <= 1e-3 * twice.abs().max())
+        return int((moved > 1e-4 * moved.max()).sum()), linear
+
+    # The first and the last row of a part by themselves show a part that is cut in the wrong place.
+    acts = {name: [act(r) for r in (rows, replace(rows, width=1), replace(rows, start=rows.start + rows.width - 1, width=1))]
+            for name, rows in fused.layout.parts.items()}  # fmt: skip
+    many = max(s[0] for seen in acts.values() for s in seen if s) > 1
+    found = []
+    for name, seen in acts.items():
+        wrong = next((w for s in seen if s and (w := _wrong(name, set(acts), fused.layout.linear, *s, many))), "")
+        found.append(Probe(f"{fused.path}.{name}", type(around).__name__, *(seen[0] or (0, False)), wrong))
     return found
 
 
@@ -141,11 +151,15 @@ def _first(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else next(t for t in out if isinstance(t, Tensor))
 
 
-def _wrong(name: str, probe: Probe, fused: Fused) -> str:
-    attention = {"q", "k", "v"} >= set(fused.layout.parts)
-    linear = name == ("v" if attention else fused.layout.linear)
-    if (attention or fused.layout.linear) and probe.linear != linear:
-        return f"the output is {'' if probe.linear else 'not '}linear in it"
-    if attention and (probe.tokens > 1) != (name != "q"):
-        return f"one token's numbers there move {probe.tokens} tokens of the output"
+def _wrong(name: str, names: set[str], linear_part: str, tokens: int, linear: bool, many: bool) -> str:
+    """What speaks against a part's name.
+
+    Args:
+        many: whether any part moves more than one token: an attention may see one only.
+    """
+    attention = {"q", "k", "v"} >= names
+    if (attention or linear_part) and linear != (name == ("v" if attention else linear_part)):
+        return f"the output is {'' if linear else 'not '}linear in it"
+    if attention and many and (tokens > 1) != (name != "q"):
+        return f"one token's numbers there move {tokens} tokens of the output"
     return ""

@@ -125,7 +125,7 @@ _TABLE: list[tuple[str, str, str, Callable[[Any, int], Layout]]] = [
     # name of the layer, package and classes of the module around it, layout
     ("qkv", "transformers.models.", """SamVisionAttention SamVisionSdpaAttention SamHQVisionAttention SamHQVisionSdpaAttention Sam2MultiScaleAttention
         HieraMaskUnitAttention VitDetAttention BlipAttention Blip2Attention InstructBlipAttention InstructBlipVideoAttention SegGptAttention GotOcr2VisionAttention
-        TimesformerSelfAttention MgpstrAttention Florence2VisionChannelAttention Florence2VisionWindowAttention
+        TimesformerSelfAttention MgpstrAttention Florence2VisionWindowAttention
         VisionAttention Qwen2_5_VLVisionAttention Qwen3VLVisionAttention Glm4vVisionAttention""", _thirds),
     ("qkv", "timm.", "Attention WindowAttention", _thirds),
     ("qkv", "dinov2.layers.attention", "Attention MemEffAttention", _thirds),
