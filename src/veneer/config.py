@@ -160,6 +160,11 @@ class PeftConfig:
         """The facts that the method declares about itself."""
         raise ConfigError(f"{cls.__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
 
+    @property
+    def combinators(self) -> list[Facts]:
+        """The facts of what the method is combined with; nothing for most configurations."""
+        return []
+
     def method(self, path: str) -> Method:
         """The method with the numbers that hold for the layer at `path`."""
         raise ConfigError(f"{type(self).__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
@@ -209,6 +214,12 @@ class PeftConfig:
         from .disk import write_atomically
 
         write_atomically(Path(save_directory), {CONFIG_NAME: self.to_json().encode()})
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload configuration", **options: Any) -> str:
+        """Upload `adapter_config.json` alone to the hub, with the options of `PeftModel.push_to_hub`; returns the commit's address."""
+        from .pushing import push
+
+        return push(repo_id, lambda staging, _: self.save_pretrained(staging), commit_message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hub: Any) -> PeftConfig:

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging
-from .cards import CARD_NAME, model_card
+from .cards import CARD_NAME, Card
 from .config import CONFIG_NAME, PeftConfig
 from .conversion import to_lora
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError
 from .planning import plan
+from .pushing import push
 from .stepping import watch
 from .wrapping import AdaptedModel, with_signature
 
@@ -274,7 +276,7 @@ class PeftModel(nn.Module):
             own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
             tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        self._write(directory if name == "default" else directory / name, config, text, tensors, files.states(self.get_base_model(), name))
+        self._write(_place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
     def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
         """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
@@ -288,19 +290,36 @@ class PeftModel(nn.Module):
         """
         name = adapter_name or self.active_adapter
         config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
-        self._write(Path(save_directory), config, config.to_json(), tensors, {})
+        parameters = sum(t.numel() for t in tensors.values())
+        card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
+        self._write(Path(save_directory), config.to_json(), tensors, {}, card)
 
-    def _write(self, target: Path, config: PeftConfig, text: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: text.encode()}
+    def _card(self, name: str, **more: Any) -> Card:
+        model = self.get_base_model()
+        p = inject.record(model).plans[name]
+        parameters = p.trainable + sum(model.get_parameter(b).numel() for b in p.biases)
+        of_parts = any(s.is_part for s in p.sites)
+        return Card(model, self.peft_config[name], p, name, parameters, self.get_nb_trainable_parameters()[1], of_parts, **more)
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str], *, repo_id: str | None = None) -> None:
+        """Write the adapters' model cards into a directory where they are saved; what else a card says there, as Trainer's, stays.
+
+        Args:
+            output_dir: where the adapters are saved.
+            repo_id: where they will be on the hub, if that is known.
+        """
+        for name in self.peft_config:
+            self._card(name, repo_id=repo_id).update(_place(Path(output_dir), name))
+
+    def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
+        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
         if state:
             content[files.STATE_NAME] = files.serialise(state)
         else:
             # That of an adapter which is about to be replaced would be taken for this one's.
             if (target / files.STATE_NAME).is_file():
                 (target / files.STATE_NAME).unlink()
-        if not (target / CARD_NAME).exists():
-            content[CARD_NAME] = model_card(config, sum(t.numel() for t in tensors.values())).encode()
-        write_atomically(target, content)
+        write_atomically(target, content | card.beside(target))
 
     @classmethod
     def from_pretrained(
@@ -366,24 +385,37 @@ class PeftModel(nn.Module):
         self,
         repo_id: str,
         *,
+        metrics: Mapping[str, float] | None = None,
+        dataset: str | None = None,
+        tags: Sequence[str] = (),
         commit_message: str = "Upload adapter",
-        private: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
+        **options: Any,
     ) -> str:
-        """Upload the adapter to the hub; the repository is made private unless told otherwise. Returns the commit's address."""
-        import tempfile
+        """Upload the adapters and their model cards to the hub; returns the commit's address, or the pull request's.
 
-        from huggingface_hub import HfApi
+        A card that is on the hub already keeps its words; the section between Veneer's marks is written anew.
 
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as staging:
+        Args:
+            repo_id: `owner/name`; made, and private, where there is no such repository.
+            metrics: {name: value} for the card, as `trainer.evaluate()` returns it.
+            dataset: the name of the data that the metrics are of.
+            tags: for the card, beside the method's.
+            commit_message: the commit's first line.
+            options: `private=False` makes a new repository public; `revision`, `create_pr`, `token`, `commit_description`.
+
+        Raises:
+            ConfigError: a metric that is no finite number; nothing was sent.
+        """
+        about = {"metrics": dict(metrics or {}), "dataset": dataset, "tags": tuple(tags)}
+        cards = {name: self._card(name, repo_id=repo_id, **about) for name in self.peft_config}
+
+        def write(staging: Path, repo: str) -> None:
             self.save_pretrained(staging)
-            return str(
-                api.upload_folder(repo_id=repo, folder_path=staging, commit_message=commit_message, revision=revision, create_pr=create_pr)
-            )
+            for name, card in cards.items():
+                replace(card, repo_id=repo).update(_place(staging, name))
+
+        keep = [_place(Path(), name).joinpath(CARD_NAME).as_posix() for name in cards]
+        return push(repo_id, write, keep=keep, commit_message=commit_message, **options)
 
     # What the base model's own method would not do right for adapters
 
@@ -437,6 +469,10 @@ def get_peft_model(
 def _blank(base: type[nn.Module]) -> PeftModel:
     new: Any = with_signature(PeftModel, base)
     return new.__new__(new)
+
+
+def _place(directory: Path, name: str) -> Path:
+    return directory if name == "default" else directory / name
 
 
 def _name_of(model: nn.Module) -> str | None:

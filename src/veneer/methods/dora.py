@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import inits
 from .. import operators as op
-from .base import Form, Method, Noise, Parameter, stacked
+from .base import Facts, Form, Method, Noise, Parameter, stacked
 
 if TYPE_CHECKING:
     from ..operators import Adapted
@@ -21,6 +21,11 @@ class Dora(Method):
     """The method `inner` with trained row lengths m, which start as the lengths of the rows of W + Δ."""
 
     inner: Method
+
+    @classmethod
+    def facts(cls) -> Facts:
+        """What it says about itself."""
+        return Facts("DoRA", "W' = diag(m / ‖W + Δ‖)·(W + Δ)", "2402.09353", "eq. 5", 2024, "out more", learning_rate=5e-3)
 
     @property
     def noise(self) -> Noise:
