@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from .config import PeftConfig, config_classes
 from .errors import StateError
-from .files import PREFIX, entries
+from .files import entries
 from .inject import adapter_of, record
 from .layers import AdaptedModule
 from .naming import exactly
 from .operators import ByRows, LowRank
 from .planning import Site
 from .targets import base_modules
+from .translation import PREFIX
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from .errors import ConfigError, StateError
 from .planning import plan
 from .pushing import push
 from .stepping import watch
+from .translation import todays
 from .wrapping import AdaptedModel, with_signature
 
 logger = logging.getLogger("veneer")
@@ -346,8 +347,8 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         config = config or PeftConfig.read(directory)
+        config, tensors = todays(model, config, files.read_tensors(directory))
         config.inference_mode = not is_trainable
-        tensors = files.read_tensors(directory)
         new = cls(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
         try:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
@@ -363,9 +364,8 @@ class PeftModel(nn.Module):
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
         """
         directory = locate(model_id, **hub)
-        config = PeftConfig.read(directory)
-        tensors = files.read_tensors(directory)
         model = self.get_base_model()
+        config, tensors = todays(model, PeftConfig.read(directory), files.read_tensors(directory))
         if adapter_name in self.peft_config:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
             return

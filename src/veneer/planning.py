@@ -117,7 +117,7 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
     heads, random = new_heads(model) if fresh else ([], [])
     named = list(config.modules_to_save or [])
     of_task = [h for h in HEADS_OF_TASK.get(TaskType(config.task_type), ()) if hasattr(model, h)] if config.task_type else []
-    saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads])
+    saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads], every_name=fresh)
     modules = dict(base_modules(model))
     named_here = bool(config.target_modules) or not config.target_parameters
     targets = find_targets(model, config, saved, fresh=fresh) if named_here else Targets([], {}, {})

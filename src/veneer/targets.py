@@ -53,8 +53,11 @@ def parts_by_path(model: nn.Module, config: PeftConfig, saved: list[str]) -> dic
     return {f"{fused.path}.{name}": (fused, name) for fused in known for name in fused.layout.parts}
 
 
-def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
+def saved_paths(model: nn.Module, names: list[str], *, every_name: bool = True) -> list[str]:
     """Paths of the modules that `modules_to_save` names, outermost first.
+
+    Args:
+        every_name: whether a name that matches nothing is an error; files name heads of other models too, and their tensors are checked anyway.
 
     Raises:
         TargetError: a name that matches nothing, with the nearest names.
@@ -63,7 +66,7 @@ def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         hits = [p for p in paths if matches([name], p)]
-        if not hits:
+        if not hits and every_name:
             raise TargetError(
                 f"modules_to_save: no module is called {name!r}.{suggest(name, {p.rpartition('.')[2] for p in paths} | set(paths))}"
             )
@@ -90,7 +93,7 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
     free = {*modules, *(p for p, (fused, _) in parts.items() if p not in excluded and fused.module in modules)}
     targets, today = config.target_modules, True
     if targets is None:
-        hits, today = [p for p in query_and_value(naming.roles) if p in free and _layer_number_fits(config, p)], False
+        hits, today = [p for p in query_and_value(naming.roles) if p in free and layer_number_fits(config, p)], False
         if not hits:
             raise TargetError(
                 f"no attention was found by its structure, so target_modules is needed{_of_layers(config)}.{naming.why_nothing('')}"
@@ -99,9 +102,9 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
         hits = _all_linear(model, modules, naming)
     else:
         meant, today = naming.meant(targets)
-        hits = [p for p in meant if p in free and _layer_number_fits(config, p)]
+        hits = [p for p in meant if p in free and layer_number_fits(config, p)]
         for t in targets if isinstance(targets, list) and fresh else []:
-            if not any(_layer_number_fits(config, p) for p in naming.word(t)[0]):
+            if not any(layer_number_fits(config, p) for p in naming.word(t)[0]):
                 raise TargetError(f"target_modules: {t!r} matches no layer{_of_layers(config)}.{naming.why_nothing(t)}")
         if not hits:
             raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{naming.why_nothing(str(targets))}")
@@ -166,7 +169,8 @@ def _inside(path: str, parents: list[str]) -> bool:
     return any(path == p or path.startswith(p + ".") for p in parents)
 
 
-def _layer_number_fits(config: PeftConfig, path: str) -> bool:
+def layer_number_fits(config: PeftConfig, path: str) -> bool:
+    """Whether a layer is among those that `layers_to_transform` numbers."""
     wanted = config.layers_to_transform
     if wanted is None or wanted == []:
         return True

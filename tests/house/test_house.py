@@ -29,7 +29,7 @@ ORDER = [
     ["heads", "roles", "oldnames"],
     ["naming"],
     ["targets"],
-    ["planning"],
+    ["planning", "translation"],
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
     ["conversion"],
