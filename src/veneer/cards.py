@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
 from .config import PeftConfig
 from .disk import write_atomically
 from .errors import ConfigError
+from .inject import record
 from .planning import Plan
+from .pushing import push
 from .usage import library_class, loading, pipeline_of
 
 CARD_NAME = "README.md"
@@ -67,6 +69,13 @@ class Card:
                 raise ConfigError(f"metrics[{name!r}]: a finite number, got {value!r}; leave it out, or give float(value)")
         object.__setattr__(self, "metrics", {n.removeprefix("eval_"): v for n, v in self.metrics.items() if not n.endswith(_TIMINGS)})
 
+    @classmethod
+    def of(cls, model: nn.Module, name: str, config: PeftConfig, **more: Any) -> Self:
+        """The card of an adapter that is attached to a base model."""
+        plan = record(model).plans[name]
+        parameters = plan.trainable + sum(model.get_parameter(b).numel() for b in plan.biases)
+        return cls(model, config, plan, name, parameters, of_parts=any(s.is_part for s in plan.sites), **more)
+
     @property
     def base(self) -> str | None:
         """The base model's name on the hub, if it has one."""
@@ -79,11 +88,12 @@ class Card:
         return f"Adapter of {self.base}" if self.base else f"Adapter of a {type(self.model).__name__}"
 
     def update(self, directory: Path) -> None:
-        """Write the card into a directory, or into the card that is there."""
-        write_atomically(directory, {CARD_NAME: self.text(_existing(directory)).encode()})
+        """Write the card beside the adapter in the directory that it was saved into, or into the card that is there."""
+        own = place(directory, self.name)
+        write_atomically(own, {CARD_NAME: self.text(_existing(own)).encode()})
 
     def beside(self, directory: Path) -> dict[str, bytes]:
-        """The card as a file to save with an adapter in that directory; none where a person's card without Veneer's marks is."""
+        """The card as a file to save in the adapter's own directory; none where a person's card without Veneer's marks is."""
         existing = _existing(directory)
         return {} if existing is not None and not _marked(existing) else {CARD_NAME: self.text(existing).encode()}
 
@@ -164,6 +174,22 @@ class Card:
             )
             lines += [f"With {title}:", "", "```python", code, "```", ""]
         return lines
+
+
+def place(directory: Path, name: str) -> Path:
+    """Where an adapter of that name is saved: `default` in the directory itself, any other in a folder of its name."""
+    return directory if name == "default" else directory / name
+
+
+def push_with_cards(repo_id: str, save: Callable[[Path], Any], cards: Sequence[Card], **options: Any) -> str:
+    """Push what `save` writes, each adapter with its card; a card that is on the hub already keeps its words."""
+
+    def write(staging: Path, repo: str) -> None:
+        save(staging)
+        for card in cards:
+            dataclasses.replace(card, repo_id=repo).update(staging)
+
+    return push(repo_id, write, keep=[(place(Path(), card.name) / CARD_NAME).as_posix() for card in cards], **options)
 
 
 def _existing(directory: Path) -> str | None:
