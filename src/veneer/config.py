@@ -82,7 +82,8 @@ class PeftConfig:
         revision: the base model's revision on the hub.
         inference_mode: load for inference: nothing requires grad.
         target_modules: which layers: a regular expression for the whole dotted name, a list of names or suffixes, "all-linear",
-            or None for the attention's query and value.
+            or None for the attention's query and value. Names of older transformers releases and role words (`attention`, `mlp`, `attention.query` ...)
+            are understood too; when the adapter is attached they are replaced here by the names of today, which every reader of the file knows.
         exclude_modules: names (or one regular expression) to leave out; wins over `target_modules`.
         layers_to_transform: only these layer numbers; with a list of targets only.
         layers_pattern: the name of the list that holds the numbered layers.
@@ -98,6 +99,8 @@ class PeftConfig:
     PEFT_TYPE: ClassVar[str] = ""
     REFUSED: ClassVar[dict[str, str]] = {}
     """Fields of the format that Veneer knows and does not implement → why, or what to use instead."""
+    NAMING: ClassVar[tuple[str, ...]] = ()
+    """Fields of this method alone that name some of the targets."""
 
     task_type: str | None = None
     auto_mapping: dict[str, Any] | None = None

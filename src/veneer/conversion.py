@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from .config import PeftConfig, config_classes
 from .errors import StateError
-from .files import PREFIX, entries
+from .files import entries
 from .inject import adapter_of, record
 from .layers import AdaptedModule
+from .naming import exactly
 from .operators import ByRows, LowRank
 from .planning import Site
+from .targets import base_modules
+from .translation import PREFIX
 
 
 @torch.no_grad()
@@ -58,7 +61,7 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
             "lora_alpha": common,
             "rank_pattern": others,
             "alpha_pattern": dict(others),
-            "target_modules": _exactly(list(factors), model),
+            "target_modules": exactly(list(factors), (p for p, _ in base_modules(model))),
             "modules_to_save": config.modules_to_save,
             "bias": config.bias,
             "task_type": config.task_type,
@@ -79,9 +82,3 @@ def _by_layer(sites: list[Site]) -> dict[str, list[Site]]:
     for site in sites:
         found.setdefault(site.module if site.is_part else site.path, []).append(site)
     return found
-
-
-def _exactly(paths: list[str], model: nn.Module) -> list[str] | str:
-    """Targets that name these modules and no others: the paths, or an expression where a path is the end of another module's."""
-    others = [p for p, _ in model.named_modules() if p not in paths and any(p.endswith("." + q) for q in paths)]
-    return "|".join(re.escape(p) for p in paths) if others else paths

@@ -6,7 +6,7 @@ error names the first that is not and the model stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from .config import CONFIG_NAME
 from .errors import AdapterFileError
 from .inject import adapter_of, record, saved_modules
+from .translation import PREFIX, fitted
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "schedule.safetensors"
 """What a schedule has learnt, beside the adapter; only what goes on training reads it."""
-PREFIX = "base_model.model."
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -128,10 +128,10 @@ def serialise(tensors: Mapping[str, Tensor]) -> bytes:
     return save({k: t.detach().cpu().contiguous() for k, t in sorted(tensors.items())}, metadata={"format": "pt"})
 
 
-def _without_copies(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors without the second copies that the format's other writer adds for whole modules when `bias="all"`."""
-    doubles = {f"{PREFIX}{path}.{part}." for path, _ in saved_modules(model) for part in ("modules_to_save", "original_module")}
-    return {k: t for k, t in tensors.items() if not any(k.startswith(d) for d in doubles)}
+def _base(model: nn.Module) -> Callable[[str], Tensor | None]:
+    """The base model's own parameter of a name, or None."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    return own.get
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
         AdapterFileError: as `check_tensors`; nothing was copied.
     """
     expected = entries(model, name, shared=shared)
-    tensors = _without_copies(tensors, model)
+    tensors = fitted(tensors, expected, _base(model))
     check_tensors(tensors, expected, str(directory))
     known = states(model, name, always=True)
     state = _read(directory / STATE_NAME) if known and (directory / STATE_NAME).is_file() else {}

@@ -26,6 +26,7 @@ from .disk import locate, write_atomically
 from .errors import ConfigError, StateError
 from .planning import plan
 from .stepping import watch
+from .translation import todays
 from .wrapping import AdaptedModel, with_signature
 
 logger = logging.getLogger("veneer")
@@ -98,9 +99,8 @@ class PeftModel(nn.Module):
             )
         inject.attach(model, p, config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
         config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
-        if config.target_modules is None and not config.target_parameters:
-            # Written out, because other readers of the file have defaults of their own.
-            config.target_modules = [s.path for s in p.sites]
+        # Written out, because other readers of the file have other defaults, and know neither older names nor roles.
+        vars(config).update(p.rewritten)
         self.peft_config[name] = config
         if inject.record(model).schedules:
             watch(model)
@@ -342,8 +342,8 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         config = config or PeftConfig.read(directory)
+        config, tensors = todays(model, config, files.read_tensors(directory))
         config.inference_mode = not is_trainable
-        tensors = files.read_tensors(directory)
         new = cls(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
         try:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
@@ -359,9 +359,8 @@ class PeftModel(nn.Module):
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
         """
         directory = locate(model_id, **hub)
-        config = PeftConfig.read(directory)
-        tensors = files.read_tensors(directory)
         model = self.get_base_model()
+        config, tensors = todays(model, PeftConfig.read(directory), files.read_tensors(directory))
         if adapter_name in self.peft_config:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
             return

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +16,7 @@ from .heads import new_heads
 from .layers import LayerKind, Place, parameter_place, places
 from .layers.adapted import rebindable
 from .methods.base import Method
-from .targets import base_modules, parts_by_path, saved_paths, target_paths
+from .targets import Targets, base_modules, find_targets, saved_paths
 
 logger = logging.getLogger("veneer")
 
@@ -70,6 +72,8 @@ class Plan:
     """Modules whose weights are not from the checkpoint and that will not train."""
     biases: list[str] = field(default_factory=list)
     """Names of the base model's biases that will train in place."""
+    rewritten: dict[str, Any] = field(default_factory=dict)
+    """Fields of the configuration that named modules in other words than today's names → what stands for them in the file."""
 
     @property
     def trainable(self) -> int:
@@ -113,9 +117,13 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
     heads, random = new_heads(model) if fresh else ([], [])
     named = list(config.modules_to_save or [])
     of_task = [h for h in HEADS_OF_TASK.get(TaskType(config.task_type), ()) if hasattr(model, h)] if config.task_type else []
-    saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads])
+    saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads], every_name=fresh)
     modules = dict(base_modules(model))
-    sites = [*_named(model, modules, config, saved, every_name=fresh), *_bare(modules, config, saved)]
+    named_here = bool(config.target_modules) or not config.target_parameters
+    targets = find_targets(model, config, saved, fresh=fresh) if named_here else Targets([], {}, {})
+    config = copy.copy(config)
+    vars(config).update(targets.rewritten)
+    sites = [*_named(modules, config, targets), *_bare(modules, config, saved)]
     _refuse_twice(sites)
     counts = {p: sum(q.numel() for n, q in modules[p].named_parameters() if ".veneer." not in f".{n}") for p in saved}
     asked = [*named, *of_task]
@@ -125,20 +133,18 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
         [h for h in heads if not matches(asked, h)],
         [r for r in random if not matches(saved, r)],
         _biases(modules, config, sites, saved),
+        targets.rewritten,
     )
 
 
-def _named(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig, saved: list[str], *, every_name: bool) -> list[Site]:
+def _named(modules: dict[str, nn.Module], config: PeftConfig, targets: Targets) -> list[Site]:
     """The weights of the modules that `target_modules` names."""
-    if config.target_parameters and not config.target_modules:
-        return []
-    parts = parts_by_path(model, config, saved)
-    paths = target_paths(model, config, saved, parts, every_name=every_name)
+    paths = targets.paths
     inside = {inner for p in paths if p in modules for inner in _inner_paths(p, modules[p])}
     found = []
     for path in paths:
         if path not in modules:
-            fused, part = parts[path]
+            fused, part = targets.parts[path]
             found.append(_site(path, fused.module, modules[fused.module], Place("", fused.part(part)), config))
             continue
         for place in places(modules[path]):

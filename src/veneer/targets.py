@@ -1,4 +1,4 @@
-"""Which modules a configuration names: suffixes, regular expressions, "all-linear", layer numbers, exclusions, and a default.
+"""Which layers a configuration means: names, regular expressions, "all-linear", layer numbers, exclusions, and a default.
 
 Everything is decided on names and modules before anything is changed, and a name that matches nothing is an error that shows the nearest ones:
 an adapter on fewer layers than asked for is the quietest way to lose accuracy.
@@ -6,8 +6,11 @@ an adapter on fewer layers than asked for is the quietest way to lose accuracy.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -16,9 +19,25 @@ from .errors import TargetError, suggest
 from .heads import head_modules
 from .layers import Fused, fused_weights, is_linear, places, why_not
 from .layers.swap import ADAPTERS
+from .naming import Naming, exactly, named_patterns
+from .roles import WORDS, fused_with, query_and_value
 
-QUERY_NAMES = ("q_proj", "query", "q_lin", "to_q", "wq", "q")
-VALUE_NAMES = ("v_proj", "value", "v_lin", "to_v", "wv", "v")
+logger = logging.getLogger("veneer")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers that a configuration names.
+
+    Args:
+        paths: of the layers, and of the parts of fused layers, in the model's order.
+        parts: of the model's fused layers, by path: the fused layer, and the part's name.
+        rewritten: fields of the configuration that name modules in other words than today's names → what to write in their place.
+    """
+
+    paths: list[str]
+    parts: dict[str, tuple[Fused, str]]
+    rewritten: dict[str, Any]
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -29,19 +48,16 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def parts_by_path(model: nn.Module, config: PeftConfig, saved: list[str]) -> dict[str, tuple[Fused, str]]:
-    """The parts of fused weights, as if they were child modules: path → (fused weight, name of the part)."""
-    found = {}
-    for fused in fused_weights(model, config.fused_layouts):
-        if not _inside(fused.module, saved) and not matches(config.exclude_modules, fused.module):
-            for name in fused.layout.parts:
-                path = f"{fused.path}.{name}"
-                if not matches(config.exclude_modules, path):
-                    found[path] = (fused, name)
-    return found
+    """The parts of fused layers outside saved modules, as if they were child modules: path → (fused layer, name of the part)."""
+    known = [f for f in fused_weights(model, config.fused_layouts) if not _inside(f.module, saved)]
+    return {f"{fused.path}.{name}": (fused, name) for fused in known for name in fused.layout.parts}
 
 
-def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
+def saved_paths(model: nn.Module, names: list[str], *, every_name: bool = True) -> list[str]:
     """Paths of the modules that `modules_to_save` names, outermost first.
+
+    Args:
+        every_name: whether a name that matches nothing is an error; files name heads of other models too, and their tensors are checked anyway.
 
     Raises:
         TargetError: a name that matches nothing, with the nearest names.
@@ -50,7 +66,7 @@ def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         hits = [p for p in paths if matches([name], p)]
-        if not hits:
+        if not hits and every_name:
             raise TargetError(
                 f"modules_to_save: no module is called {name!r}.{suggest(name, {p.rpartition('.')[2] for p in paths} | set(paths))}"
             )
@@ -59,46 +75,72 @@ def saved_paths(model: nn.Module, names: list[str]) -> list[str]:
     return [p for p in unique if not any(p.startswith(other + ".") for other in unique)]
 
 
-def target_paths(
-    model: nn.Module, config: PeftConfig, saved: list[str], parts: dict[str, tuple[Fused, str]], *, every_name: bool = True
-) -> list[str]:
-    """Paths of the layers, and of the parts of fused layers, to adapt, in the model's order.
+def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fresh: bool = True) -> Targets:
+    """The layers to adapt.
 
     Args:
         saved: paths of whole saved modules; nothing inside them is adapted.
-        parts: as `parts_by_path` gives them; a name means a part only where no module has it.
-        every_name: whether a listed name that matches nothing is an error even when others match.
+        fresh: a new adapter: a listed name that matches nothing is an error even when others match, and role words win over names of modules.
 
     Raises:
         TargetError: nothing matches, a listed name matches nothing, or a match cannot be adapted.
     """
     everything = {p: m for p, m in base_modules(model) if p and not _inside(p, saved)}
-    modules = {p: m for p, m in everything.items() if not matches(config.exclude_modules, p)}
-    targets = config.target_modules
+    parts = parts_by_path(model, config, saved)
+    naming = Naming(model, everything, head_modules(model), {p: fused.module for p, (fused, _) in parts.items()}, roles_first=fresh)
+    excluded, excluded_today = naming.meant(config.exclude_modules) if config.exclude_modules else ([], True)
+    modules = {p: m for p, m in everything.items() if p not in set(excluded)}
+    free = {*modules, *(p for p, (fused, _) in parts.items() if p not in excluded and fused.module in modules)}
+    targets, today = config.target_modules, True
     if targets is None:
-        return _once(_default(modules, parts), modules)
-    if isinstance(targets, str) and targets.lower() == "all-linear":
-        return _once(_all_linear(model, modules), modules)
-    hits: set[str] = set()
-    for t in [targets] if isinstance(targets, str) else [[t] for t in targets]:
-        named = [p for p in everything if matches(t, p) and _layer_number_fits(config, p)]
-        found = named or [p for p in parts if matches(t, p) and _layer_number_fits(config, p)]
-        if not found and (every_name or isinstance(targets, str)):
-            name = targets if isinstance(targets, str) else t[0]
+        hits, today = [p for p in query_and_value(naming.roles) if p in free and layer_number_fits(config, p)], False
+        if not hits:
             raise TargetError(
-                f"target_modules: {name!r} matches no layer{_of_layers(config)}.{_unknown_part(everything, name)}{_known(modules, name, parts)}"
+                f"no attention was found by its structure, so target_modules is needed{_of_layers(config)}.{naming.why_nothing('')}"
             )
-        hits.update(p for p in found if p in modules or p in parts)
-    if not hits:
-        raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{_known(modules, str(targets), parts)}")
-    for p in hits:
-        if p in modules and not places(modules[p]):
-            raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
-    return _once([p for p in [*modules, *parts] if p in hits], modules)
+    elif isinstance(targets, str) and targets.lower() == "all-linear":
+        hits = _all_linear(model, modules, naming)
+    else:
+        meant, today = naming.meant(targets)
+        hits = [p for p in meant if p in free and layer_number_fits(config, p)]
+        for t in targets if isinstance(targets, list) and fresh else []:
+            if not any(layer_number_fits(config, p) for p in naming.word(t)[0]):
+                raise TargetError(f"target_modules: {t!r} matches no layer{_of_layers(config)}.{naming.why_nothing(t)}")
+        if not hits:
+            raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{naming.why_nothing(str(targets))}")
+        for p in hits:
+            if p in modules and not places(modules[p]):
+                raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
+        _say_what_is_left_out(targets, naming)
+    paths = _once(hits, modules)
+    rewritten = named_patterns(config, naming, paths) if fresh else {}
+    if not today or not excluded_today:
+        rewritten |= {"target_modules": exactly(paths, naming.names), "exclude_modules": config.exclude_modules if excluded_today else None}
+    return Targets(paths, parts, rewritten | _other_fields(config, naming, paths, rewritten))
+
+
+def _say_what_is_left_out(targets: str | list[str], naming: Naming) -> None:
+    for word in targets if isinstance(targets, list) else []:
+        fused = fused_with(word, naming.roles) if word in WORDS and not naming.word(word)[1] else []
+        if fused:
+            logger.warning("%s leaves out %d fused layers that hold it with others, such as %s", word, len(fused), fused[0])
+
+
+def _other_fields(config: PeftConfig, naming: Naming, paths: list[str], rewritten: dict[str, Any]) -> dict[str, Any]:
+    """Fields of single methods that name some of the targets."""
+    changed: dict[str, Any] = {}
+    for name in config.NAMING:
+        words = getattr(config, name)
+        meant, today = naming.meant(words) if words else ([], True)
+        if not today or (words and "target_modules" in rewritten):
+            changed[name] = exactly([p for p in meant if p in paths], naming.names)
+            if isinstance(changed[name], list) and isinstance(rewritten.get("target_modules"), list):
+                changed["target_modules"] = sorted({*rewritten["target_modules"], *changed[name]})
+    return changed
 
 
 def _once(paths: list[str], modules: dict[str, nn.Module]) -> list[str]:
-    """One path for each module, the first."""
+    """One path for each module and part, the first."""
     return list({(id(modules[p]) if p in modules else p): p for p in reversed(paths)}.values())[::-1]
 
 
@@ -111,15 +153,7 @@ def _unknown_part(modules: dict[str, nn.Module], name: str) -> str:
     return f" {found} has no known parts; where it is a fused projection, say where they lie, such as fused_layouts={{{whole!r}: ['q', 'k', 'v']}}."
 
 
-def _default(modules: dict[str, nn.Module], parts: dict[str, tuple[Fused, str]]) -> list[str]:
-    hits = [p for p, m in modules.items() if p.rpartition(".")[2] in QUERY_NAMES + VALUE_NAMES and places(m)]
-    hits += [p for p, (_, name) in parts.items() if name in ("q", "v")]
-    if not hits:
-        raise TargetError(f"no attention query and value layers were found by name, so target_modules is needed.{_known(modules, '')}")
-    return hits
-
-
-def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
+def _all_linear(model: nn.Module, modules: dict[str, nn.Module], naming: Naming) -> list[str]:
     heads = head_modules(model)
     output = getattr(model, "get_output_embeddings", lambda: None)()
     hits = []
@@ -127,7 +161,7 @@ def _all_linear(model: nn.Module, modules: dict[str, nn.Module]) -> list[str]:
         if is_linear(m) and m is not output and not _inside(p, heads):
             hits.append(p)
     if not hits:
-        raise TargetError(f"target_modules: 'all-linear' finds no linear layer outside the head.{_known(modules, '')}")
+        raise TargetError(f"target_modules: 'all-linear' finds no linear layer outside the head.{naming.why_nothing('')}")
     return hits
 
 
@@ -135,7 +169,8 @@ def _inside(path: str, parents: list[str]) -> bool:
     return any(path == p or path.startswith(p + ".") for p in parents)
 
 
-def _layer_number_fits(config: PeftConfig, path: str) -> bool:
+def layer_number_fits(config: PeftConfig, path: str) -> bool:
+    """Whether a layer is among those that `layers_to_transform` numbers."""
     wanted = config.layers_to_transform
     if wanted is None or wanted == []:
         return True
@@ -149,14 +184,3 @@ def _layer_number_fits(config: PeftConfig, path: str) -> bool:
 
 def _of_layers(config: PeftConfig) -> str:
     return "" if config.layers_to_transform is None else f" among layers_to_transform={config.layers_to_transform}"
-
-
-def _known(modules: dict[str, nn.Module], name: str, parts: dict[str, tuple[Fused, str]] | None = None) -> str:
-    """The nearest names, and the names there are."""
-    leaves = list(dict.fromkeys(p.rpartition(".")[2] for p, m in modules.items() if places(m)))
-    leaves += dict.fromkeys(f"{fused.path.rpartition('.')[2]}.{part}" for fused, part in (parts or {}).values())
-    numbered = [n for n in leaves if not n.isdigit()] or leaves
-    near = suggest(name, numbered) or suggest(name.rpartition(".")[2], numbered)
-    if not leaves:
-        return near + " The model has no layer of a supported kind."
-    return f"{near} Layers that can be adapted are called: {', '.join(numbered[:12])}{' …' if len(numbered) > 12 else ''}"

@@ -69,7 +69,7 @@ def test_exclusions_win(vit):
         ({"target_modules": ["q_proj", "nonsense"]}, "'nonsense' matches no layer.*called: projection, q_proj, k_proj"),
         ({"target_modules": r".*\.q"}, "matches no layer"),
         ({"target_modules": ["layernorm_before"]}, "is a LayerNorm; what can be adapted are"),
-        ({"target_modules": ["attention"]}, "is a ViTAttention, a container of layers"),
+        ({"target_modules": ["embeddings"]}, "is a ViTEmbeddings, a container of layers"),
         ({"target_modules": ["fc1"], "layers_to_transform": [9]}, r"among layers_to_transform=\[9\]"),
         ({"target_modules": ["fc1"], "modules_to_save": ["clasifier"]}, "no module is called 'clasifier'.* Did you mean \"classifier\""),
         ({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]}, r"\['q_proj'\] matches no layer"),

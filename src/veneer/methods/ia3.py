@@ -27,6 +27,7 @@ class IA3Config(PeftConfig):
     """
 
     PEFT_TYPE: ClassVar[str] = "IA3"
+    NAMING: ClassVar[tuple[str, ...]] = ("feedforward_modules",)
 
     feedforward_modules: str | list[str] | None = None
     fan_in_fan_out: bool = False
