@@ -59,13 +59,12 @@ def main(args: argparse.Namespace) -> None:
     label2id, id2label = {name: i for i, name in enumerate(labels)}, dict(enumerate(labels))
 
     image_processor = AutoImageProcessor.from_pretrained(args.model)
-    size = (image_processor.size["width"], image_processor.size["height"])
 
     def random_view(image: Image.Image) -> Image.Image:
-        """A random part of the picture at the model's size, mirrored half of the time."""
+        """A random part of the picture, mirrored half of the time; the processor gives it the model's size."""
         edge = random.uniform(0.4, 1) * min(image.size)
         left, top = random.uniform(0, image.width - edge), random.uniform(0, image.height - edge)
-        view = image.resize(size, Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
+        view = image.crop((left, top, left + edge, top + edge))
         return ImageOps.mirror(view) if random.random() < 0.5 else view
 
     def preprocess_train(batch: dict) -> dict:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
-from .config import PeftConfig
+from .config import PeftConfig, config_classes
 from .disk import write_atomically
 from .errors import ConfigError
+from .front_matter import compose, parse, united
+from .inject import record
 from .planning import Plan
+from .pushing import push
 from .usage import library_class, loading, pipeline_of
 
 CARD_NAME = "README.md"
@@ -67,6 +69,13 @@ class Card:
                 raise ConfigError(f"metrics[{name!r}]: a finite number, got {value!r}; leave it out, or give float(value)")
         object.__setattr__(self, "metrics", {n.removeprefix("eval_"): v for n, v in self.metrics.items() if not n.endswith(_TIMINGS)})
 
+    @classmethod
+    def of(cls, model: nn.Module, name: str, config: PeftConfig, **more: Any) -> Self:
+        """The card of an adapter that is attached to a base model."""
+        plan = record(model).plans[name]
+        parameters = plan.trainable + sum(model.get_parameter(b).numel() for b in plan.biases)
+        return cls(model, config, plan, name, parameters, of_parts=any(s.is_part for s in plan.sites), **more)
+
     @property
     def base(self) -> str | None:
         """The base model's name on the hub, if it has one."""
@@ -79,26 +88,27 @@ class Card:
         return f"Adapter of {self.base}" if self.base else f"Adapter of a {type(self.model).__name__}"
 
     def update(self, directory: Path) -> None:
-        """Write the card into a directory, or into the card that is there."""
-        write_atomically(directory, {CARD_NAME: self.text(_existing(directory)).encode()})
+        """Write the card beside the adapter in the directory that it was saved into, or into the card that is there."""
+        own = place(directory, self.name)
+        write_atomically(own, {CARD_NAME: self.text(_existing(own)).encode()})
 
     def beside(self, directory: Path) -> dict[str, bytes]:
-        """The card as a file to save with an adapter in that directory; none where a person's card without Veneer's marks is."""
+        """The card as a file to save in the adapter's own directory; none where a person's card without Veneer's marks is."""
         existing = _existing(directory)
-        return {} if existing is not None and not _marked(existing) else {CARD_NAME: self.text(existing).encode()}
+        if existing is None:
+            return {CARD_NAME: self.text().encode()}
+        return {CARD_NAME: self.text(_without_results(existing)).encode()} if _marked(existing) else {}
 
     def text(self, existing: str | None = None) -> str:
         """The whole card, with what an existing one says elsewhere."""
-        import yaml
-
-        fields, body = _parse(existing) if existing is not None else ({}, f"# {self.title}\n")
+        fields, body = parse(existing) if existing is not None else ({}, f"# {self.title}\n")
         section = "\n".join([_BEGIN, "", *self._facts(), *self._results(), *self._usage(), _END])
         if _marked(body):
             before, _, rest = body.partition(_BEGIN)
             body = before + section + rest.partition(_END)[2]
         else:
             body = f"{body.rstrip()}\n\n{section}\n"
-        return f"---\n{yaml.safe_dump(fields | self._front(fields), sort_keys=False, allow_unicode=True)}---\n\n{body.lstrip()}"
+        return compose(fields | self._front(fields), body)
 
     def _front(self, old: Mapping[str, Any]) -> dict[str, Any]:
         cls = library_class(self.model)
@@ -106,9 +116,9 @@ class Card:
         own += [f"base_model:adapter:{self.base}"] if self.base else []
         task = old.get("pipeline_tag") or (pipeline_of(cls.__name__) if cls else None)
         front: dict[str, Any] = {"base_model": self.base, "library_name": "peft", "pipeline_tag": task}
-        front["tags"] = sorted({*_listed(old.get("tags")), *own})
-        front["datasets"] = [*dict.fromkeys([*_listed(old.get("datasets")), *_listed(self.dataset)])]
-        front["metrics"] = [*dict.fromkeys([*_listed(old.get("metrics")), *(n for n in self.metrics if n != "loss" and n != "epoch")])]
+        front["tags"] = sorted(united(old.get("tags"), own))
+        front["datasets"] = united(old.get("datasets"), self.dataset)
+        front["metrics"] = united(old.get("metrics"), [n for n in self.metrics if n not in ("loss", "epoch")])
         if self.metrics and self.dataset and task:
             found = [{"type": n, "value": v, "name": n} for n, v in self.metrics.items() if n != "epoch"]
             where = {"name": self.dataset, "type": self.dataset}
@@ -166,9 +176,33 @@ class Card:
         return lines
 
 
+def place(directory: Path, name: str) -> Path:
+    """Where an adapter of that name is saved: `default` in the directory itself, any other in a folder of its name."""
+    return directory if name == "default" else directory / name
+
+
+def push_with_cards(repo_id: str, save: Callable[[Path], Any], cards: Sequence[Card], **options: Any) -> str:
+    """Push what `save` writes, each adapter with its card; a card that is on the hub already keeps its words."""
+
+    def write(staging: Path, repo: str) -> None:
+        save(staging)
+        for card in cards:
+            dataclasses.replace(card, repo_id=repo).update(staging)
+
+    return push(repo_id, write, keep=[(place(Path(), card.name) / CARD_NAME).as_posix() for card in cards], **options)
+
+
 def _existing(directory: Path) -> str | None:
     path = directory / CARD_NAME
     return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _without_results(card: str) -> str:
+    """A card of Veneer's without what another training found, and without the names of methods."""
+    fields, body = parse(card)
+    methods = {name.lower() for name in config_classes()}
+    fields["tags"] = [t for t in united(fields.get("tags")) if t not in methods]
+    return compose({k: v for k, v in fields.items() if k not in ("metrics", "model-index")}, body)
 
 
 def _marked(text: str) -> bool:
@@ -185,21 +219,3 @@ def _chosen(config: PeftConfig) -> list[str]:
         if f.name not in general and value != default:
             chosen.append(f"{f.name}: {len(value)} entries" if isinstance(value, dict) else f"{f.name}={value!r}")
     return chosen
-
-
-def _parse(text: str) -> tuple[dict[str, Any], str]:
-    """The front matter and the rest of a card."""
-    import yaml
-
-    found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", text, re.DOTALL | re.MULTILINE)
-    if found is None:
-        return {}, text
-    try:
-        fields = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{CARD_NAME}: its front matter is not YAML ({' '.join(str(e).split())}); mend it, or delete the file") from None
-    return fields, text[found.end() :]
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if not value else [value] if isinstance(value, str) else list(value)

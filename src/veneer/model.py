@@ -19,13 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging
-from .cards import CARD_NAME, Card
+from .cards import Card, place, push_with_cards
 from .config import CONFIG_NAME, PeftConfig
 from .conversion import to_lora
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError
 from .planning import plan
-from .pushing import push
 from .stepping import watch
 from .translation import todays
 from .wrapping import AdaptedModel, with_signature
@@ -277,7 +276,7 @@ class PeftModel(nn.Module):
             own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
             tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        self._write(_place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
+        self._write(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
     def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
         """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
@@ -296,11 +295,7 @@ class PeftModel(nn.Module):
         self._write(Path(save_directory), config.to_json(), tensors, {}, card)
 
     def _card(self, name: str, **more: Any) -> Card:
-        model = self.get_base_model()
-        p = inject.record(model).plans[name]
-        parameters = p.trainable + sum(model.get_parameter(b).numel() for b in p.biases)
-        of_parts = any(s.is_part for s in p.sites)
-        return Card(model, self.peft_config[name], p, name, parameters, self.get_nb_trainable_parameters()[1], of_parts, **more)
+        return Card.of(self.get_base_model(), name, self.peft_config[name], total=self.get_nb_trainable_parameters()[1], **more)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str], *, repo_id: str | None = None) -> None:
         """Write the adapters' model cards into a directory where they are saved; what else a card says there, as Trainer's, stays.
@@ -310,7 +305,7 @@ class PeftModel(nn.Module):
             repo_id: where they will be on the hub, if that is known.
         """
         for name in self.peft_config:
-            self._card(name, repo_id=repo_id).update(_place(Path(output_dir), name))
+            self._card(name, repo_id=repo_id).update(Path(output_dir))
 
     def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
         content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
@@ -407,15 +402,8 @@ class PeftModel(nn.Module):
             ConfigError: a metric that is no finite number; nothing was sent.
         """
         about = {"metrics": dict(metrics or {}), "dataset": dataset, "tags": tuple(tags)}
-        cards = {name: self._card(name, repo_id=repo_id, **about) for name in self.peft_config}
-
-        def write(staging: Path, repo: str) -> None:
-            self.save_pretrained(staging)
-            for name, card in cards.items():
-                replace(card, repo_id=repo).update(_place(staging, name))
-
-        keep = [_place(Path(), name).joinpath(CARD_NAME).as_posix() for name in cards]
-        return push(repo_id, write, keep=keep, commit_message=commit_message, **options)
+        cards = [self._card(name, repo_id=repo_id, **about) for name in self.peft_config]
+        return push_with_cards(repo_id, self.save_pretrained, cards, commit_message=commit_message, **options)
 
     # What the base model's own method would not do right for adapters
 
@@ -469,10 +457,6 @@ def get_peft_model(
 def _blank(base: type[nn.Module]) -> PeftModel:
     new: Any = with_signature(PeftModel, base)
     return new.__new__(new)
-
-
-def _place(directory: Path, name: str) -> Path:
-    return directory if name == "default" else directory / name
 
 
 def _name_of(model: nn.Module) -> str | None:

@@ -21,7 +21,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # A module may import from those before it, and from its own package.
 ORDER = [
     ["errors", "form"],
-    ["disk", "pushing", "usage", "operators", "inits"],
+    ["disk", "front_matter", "pushing", "usage", "operators", "inits"],
     ["config"],
     ["methods"],
     ["engine"],

@@ -117,11 +117,11 @@ def test_a_second_push_keeps_a_persons_words(hub, run):
         first.replace("---\n", "---\nlicense: mit\n", 1).replace("# Adapter of a Sequential", "# My adapter\n\nRead me.").encode()
         + b"\nLast words.\n"
     )
-    run(PUSH, "{'metrics': {'accuracy': 0.75}}")
+    run(PUSH, "{'metrics': {'error': 0.75}}")
     second = files["README.md"].decode()
     assert hub.private == {"someone/thin": False}, "a repository that exists stays as it is"
     assert "# My adapter\n\nRead me." in second and second.endswith("\nLast words.\n") and second.count("## How to use") == 1
-    assert "| accuracy | 0.75 |" in second and "0.5 |" not in second
+    assert "| error | 0.75 |" in second and "accuracy" not in second, "results are those of this adapter"
     assert front(files["README.md"])["license"] == "mit" and front(files["README.md"])["tags"] == ["lora", "thin", "veneer"]
 
 
