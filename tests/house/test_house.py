@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import from those before it, and from its own package.
 ORDER = [
-    ["errors", "form"],
+    ["errors", "form", "listing"],
     ["disk", "operators", "inits"],
     ["config"],
     ["methods"],
