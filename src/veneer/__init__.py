@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError
     from .explaining import Explanation, explain
+    from .integrations.diagnosis import Diagnosis
+    from .integrations.doctor import diagnose
     from .model import PeftModel, get_peft_model
     from .planning import Plan, plan
+    from .vocabulary import TargetNames, target_names
 
 __version__ = "0.1.0"
 
@@ -22,18 +25,22 @@ _HOME = {
     "AdapterFileError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "Diagnosis": "integrations.diagnosis",
     "Explanation": "explaining",
     "PeftConfig": "config",
     "PeftModel": "model",
     "Plan": "planning",
     "StateError": "errors",
     "TargetError": "errors",
+    "TargetNames": "vocabulary",
     "TaskType": "config",
     "VeneerError": "errors",
+    "diagnose": "integrations.doctor",
     "explain": "explaining",
     "get_peft_model": "model",
     "plan": "planning",
     "strategy": "engine",
+    "target_names": "vocabulary",
 }
 
 

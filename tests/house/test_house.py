@@ -29,7 +29,7 @@ ORDER = [
     ["heads", "roles", "oldnames"],
     ["naming"],
     ["targets"],
-    ["planning", "translation"],
+    ["planning", "translation", "vocabulary"],
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining"],
     ["conversion"],
