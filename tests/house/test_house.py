@@ -21,7 +21,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # A module may import from those before it, and from its own package.
 ORDER = [
     ["errors", "form"],
-    ["disk", "operators", "inits"],
+    ["disk", "operators", "inits", "peft_type"],
     ["config"],
     ["methods"],
     ["engine"],
@@ -31,8 +31,11 @@ ORDER = [
     ["planning"],
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining"],
-    ["conversion"],
+    ["conversion", "adapting", "state_dicts", "kbit"],
+    ["status"],
     ["model"],
+    ["tasks"],
+    ["auto"],
     ["integrations"],
     ["vision"],
     ["cli"],
