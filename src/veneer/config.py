@@ -8,6 +8,7 @@ adapters come to be trained as something else than their file says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .errors import AdapterFileError, ConfigError, suggest
+from .peft_type import PeftType, add_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +54,42 @@ HEADS_OF_TASK = {
     TaskType.QUESTION_ANS: ("qa_outputs",),
 }
 
+_OTHER_DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+"""Fields that Veneer does not have → the format's own default, which changes nothing."""
+
+C = TypeVar("C", bound="PeftConfig")
+
 _REGISTRY: dict[str, type[PeftConfig]] = {}
 
 
-def register(config: type[PeftConfig]) -> type[PeftConfig]:
-    """Make a method's configuration known under its `PEFT_TYPE`."""
+def register(config: type[C]) -> type[C]:
+    """Make a method's configuration known under its `PEFT_TYPE`, and let it be built from all of the format's fields."""
     _REGISTRY[config.PEFT_TYPE] = config
+    add_name(config.PEFT_TYPE)
+    build = config.__init__
+
+    @functools.wraps(build)
+    def from_fields(self: C, *args: Any, **values: Any) -> None:
+        known = {"peft_type", *_OTHER_DEFAULTS, *type(self).REFUSED} - {f.name for f in dataclasses.fields(self)}
+        _drop_foreign(type(self), values, known, type(self).__name__)
+        build(self, *args, **values)
+
+    setattr(config, "__init__", from_fields)  # noqa: B010  # mypy allows no assignment to a method
     return config
+
+
+def _drop_foreign(target: type[PeftConfig], values: dict[str, Any], foreign: set[str], origin: str) -> None:
+    """Take fields that a configuration does not have out of `values`, where they ask for nothing.
+
+    Raises:
+        ConfigError: one asks for something that would not happen.
+    """
+    for name in foreign & set(values):
+        value = values.pop(name)
+        if value and _OTHER_DEFAULTS.get(name) != value and not (name == "peft_type" and value == target.PEFT_TYPE):
+            why = target.REFUSED.get(name)
+            reason = f" ({why})" if why else suggest(name, [f.name for f in dataclasses.fields(target)])
+            raise ConfigError(f"{origin}: {name}={value!r} is not supported for {target.PEFT_TYPE}{reason}")
 
 
 def config_classes() -> dict[str, type[PeftConfig]]:
@@ -141,9 +172,9 @@ class PeftConfig:
             raise ConfigError("layers_pattern says where layers_to_transform counts; give layers_to_transform too")
 
     @property
-    def peft_type(self) -> str:
+    def peft_type(self) -> PeftType:
         """The method's name in the format, such as `"LORA"`."""
-        return self.PEFT_TYPE
+        return PeftType(self.PEFT_TYPE)
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -269,19 +300,8 @@ class PeftConfig:
             raise ConfigError(
                 f"{origin} is of {peft_type}, which {target.__name__} reads, not {cls.__name__}; use PeftConfig.from_pretrained"
             )
-        known = {f.name for f in dataclasses.fields(target) if f.init}
-        for name in [n for n in values if n not in known]:
-            value = values.pop(name)
-            if value and not _harmless(name, value):
-                why = target.REFUSED.get(name)
-                reason = f" ({why})" if why else suggest(name, known)
-                raise ConfigError(f"{origin}: {name}={value!r} is not supported for {peft_type}{reason}")
+        _drop_foreign(target, values, set(values) - {f.name for f in dataclasses.fields(target) if f.init}, origin)
         return target(**values)
-
-
-def _harmless(name: str, value: Any) -> bool:
-    """Whether an unsupported field has the format's own default, which changes nothing."""
-    return {"megatron_core": "megatron.core", "qalora_group_size": 16}.get(name) == value
 
 
 def matches(targets: str | list[str] | None, path: str) -> bool:
@@ -383,3 +403,15 @@ def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
         if re.match(rf"(.*\.)?({key})$", path):
             return value
     return default
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """The configuration that a dictionary of the format's fields describes, `peft_type` among them.
+
+    Raises:
+        ConfigError: a method or a value that Veneer does not have.
+
+    >>> get_peft_config({"peft_type": "LORA", "r": 4}).r
+    4
+    """
+    return PeftConfig.from_dict(config_dict)

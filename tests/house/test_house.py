@@ -21,7 +21,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # A module may import from those before it, and from its own package.
 ORDER = [
     ["errors", "form", "listing"],
-    ["disk", "front_matter", "pushing", "usage", "operators", "inits"],
+    ["disk", "front_matter", "pushing", "usage", "operators", "inits", "peft_type"],
     ["config"],
     ["methods"],
     ["engine"],
@@ -32,8 +32,11 @@ ORDER = [
     ["planning", "translation", "vocabulary"],
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
-    ["conversion"],
+    ["conversion", "adapting", "state_dicts", "kbit"],
+    ["status"],
     ["model"],
+    ["tasks"],
+    ["auto"],
     ["integrations"],
     ["vision"],
     ["cli"],

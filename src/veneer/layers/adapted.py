@@ -19,9 +19,12 @@ from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
 from ..operators import Adapted, ByRows
+from . import merged as weights
+from . import views
 from .base import LayerKind
+from .lent import Lent, lent_method
 from .parts import PartKind
-from .swap import Swapped, swap, swap_back
+from .swap import ADAPTERS, Swapped, swap, swap_back
 
 if TYPE_CHECKING:
     from ..methods.base import Method, Noise
@@ -47,9 +50,14 @@ class Adapter(nn.Module):
         drawn: give the tensors of the file their first values, which are 0 otherwise, until a file is read.
     """
 
+    place: tuple[str, str, str]
+    """The path that the file knows, that of the module that holds the weight, and what the file puts between the first and a tensor's name."""
+
     def __init__(self, method: Method, form: Form, like: Tensor, dtype: torch.dtype, shared: Shared | None, *, drawn: bool = True) -> None:
         super().__init__()
-        self.method, self.form = method, form
+        self.method, self.form, self.weight = method, form, 1.0
+        self._unweighted = method
+        self.place = ("", "", "")
         self.shared = shared
         self.specs = method.all_parameters(form)
         for spec in self.specs:
@@ -76,6 +84,20 @@ class Adapter(nn.Module):
     def equation(self, W: Adapted) -> Adapted:
         """W' from W with this adapter's tensors."""
         return self.method.equation(W, self.values())
+
+    def named(self, adapter: str, tensor: str) -> dict[str, str]:
+        """The names of its tensors in the file → those in the model, both from the model's root, for an adapter of one weight of the module at `place`."""
+        path, module, key = self.place
+        return {f"{path}.{key}{s.key}": f"{module}.{ADAPTERS}.{adapter}.{tensor}.{s.name}" for s in self.specs if s.key}
+
+    @property
+    def first_scale(self) -> float | None:
+        """The method's scale before it was weighted."""
+        return self._unweighted.scale
+
+    def weigh(self, weight: float) -> None:
+        """Multiply the method's scale, as it was at first, with `weight`."""
+        self.method, self.weight = self._unweighted.weighted(weight), weight
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors by their name in the adapter file."""
@@ -106,11 +128,11 @@ class Frozen:
 class AdaptedModule(Swapped):
     """What every module with adapted weights has."""
 
-    ATTRIBUTES: ClassVar[dict[str, Any]] = {
-        "veneer_active": (),
+    ATTRIBUTES: ClassVar[dict[str, Any]] = Swapped.ATTRIBUTES | {
         "veneer_kinds": {},
         "veneer_parts": {},
         "veneer_merged": {},
+        "veneer_merged_names": (),
         "veneer_reached": False,
     }
 
@@ -120,7 +142,26 @@ class AdaptedModule(Swapped):
     """The kind of each adapted part of a weight, by its slot."""
     veneer_merged: dict[str, nn.Parameter]
     """The original parameters while adapters are merged, by name."""
+    veneer_merged_names: tuple[str, ...]
+    """The adapters that are merged."""
     veneer_reached: bool
+
+    adapter_state_dict_load_map = lent_method(views.file_names)
+    r = Lent(views.ranks)
+    lora_alpha = Lent(views.alphas)
+    alpha = Lent(views.alphas)
+    scaling = Lent(views.Scaling)
+    set_scale = lent_method(views.weigh)
+    scale_layer = lent_method(views.scale_layer)
+    unscale_layer = lent_method(views.unscale_layer)
+    adapter_layer_names = Lent(views.heads_of)
+    base_layer = Lent(views.base_layer)
+    get_base_layer = lent_method(views.base_layer)
+    merge = lent_method(weights.merge)
+    unmerge = lent_method(weights.unmerge)
+    get_delta_weight = lent_method(weights.get_delta_weight)
+    merged = Lent(lambda self: bool(self.veneer_merged))
+    merged_adapters = Lent(lambda self: list(self.veneer_merged_names))
 
     def adapters(self, tensor: str) -> Iterator[Adapter]:
         """The active adapters of one weight, and of its parts."""

@@ -31,6 +31,17 @@ class Dora(Method):
     def noise(self) -> Noise:
         return self.inner.noise
 
+    @property
+    def scale(self) -> float | None:
+        return self.inner.scale
+
+    @property
+    def rank(self) -> int | None:
+        return self.inner.rank
+
+    def weighted(self, weight: float) -> Method:
+        return Dora(self.inner.weighted(weight))
+
     def _lengths(self, form: Form) -> Parameter:
         stored = (1, form.out, *(1 for _ in form.kernel)) if form.kernel else None
         return Parameter("lora_magnitude_vector", "lora_magnitude_vector", (form.out,), inits.ones, stored)
