@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError
     from .explaining import Explanation, explain
+    from .integrations.diagnosis import Diagnosis
+    from .integrations.doctor import diagnose
     from .model import PeftModel, get_peft_model
     from .planning import Plan, plan
     from .probing import Probe, check_parts
+    from .vocabulary import TargetNames, target_names
 
 __version__ = "0.1.0"
 
@@ -23,6 +26,7 @@ _HOME = {
     "AdapterFileError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
+    "Diagnosis": "integrations.diagnosis",
     "Explanation": "explaining",
     "PeftConfig": "config",
     "PeftModel": "model",
@@ -30,13 +34,16 @@ _HOME = {
     "Probe": "probing",
     "StateError": "errors",
     "TargetError": "errors",
+    "TargetNames": "vocabulary",
     "TaskType": "config",
     "VeneerError": "errors",
     "check_parts": "probing",
+    "diagnose": "integrations.doctor",
     "explain": "explaining",
     "get_peft_model": "model",
     "plan": "planning",
     "strategy": "engine",
+    "target_names": "vocabulary",
 }
 
 

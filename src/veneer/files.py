@@ -70,11 +70,12 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], o
             raise AdapterFileError(
                 f"{origin}: {key} has shape {tuple(tensor.shape)}, the model needs {tuple(expected[key].shape)}; it was trained on a model of another size, label set or rank"
             )
-        if tensor.is_floating_point() and not _finite(tensor):
+        if tensor.is_floating_point() and not finite(tensor):
             raise AdapterFileError(f"{origin}: {key} holds NaN or infinite numbers; use an earlier checkpoint")
 
 
-def _finite(t: Tensor) -> bool:
+def finite(t: Tensor) -> bool:
+    """Whether every number is finite."""
     # One pass without a copy; a sum can also overflow, so only it says yes.
     return bool(t.sum().isfinite()) or bool(t.isfinite().all())
 

@@ -115,6 +115,10 @@ class Naming:
         roles_here = f" Role words here: {', '.join(self.role_words)}." if self.role_words else ""
         return f"{near} Layers that can be adapted are called: {', '.join(numbered[:12])}{' …' if len(numbered) > 12 else ''}.{roles_here}"
 
+    def own_role(self, word: str) -> list[str]:
+        """Paths of the layers whose role is this word itself, not a narrower one."""
+        return [r.path for r in self.roles if r.role == word]
+
     @property
     def role_words(self) -> list[str]:
         """The role words that mean something here."""

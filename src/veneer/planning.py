@@ -15,10 +15,15 @@ from .form import Form
 from .heads import new_heads
 from .layers import LayerKind, Place, parameter_place, places
 from .layers.adapted import rebindable
+from .layers.swap import own_class
+from .listing import aligned, together
 from .methods.base import Method
 from .targets import Targets, base_modules, find_targets, saved_paths
 
 logger = logging.getLogger("veneer")
+
+_MOST = 6
+"""Classes of frozen layers that a table names."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +80,49 @@ class Plan:
     rewritten: dict[str, Any] = field(default_factory=dict)
     """Fields of the configuration that named modules in other words than today's names → what stands for them in the file."""
 
+    frozen: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """What stays as it is: class of layer → (how many, their parameters), the largest first."""
+
     @property
     def trainable(self) -> int:
         """The number of trainable parameters, biases not counted."""
         return sum(s.parameters for s in self.sites) + sum(self.saved.values())
 
-    def __str__(self) -> str:
-        rows = [("layer", "kind", "storage", "out × in", "parameters")]
-        rows += [(s.weight, s.kind.name, s.storage, str(s.form), f"{s.parameters:,}") for s in self.sites]
-        rows += [(p, "whole module" + (" (new head)" if p in self.new_heads else ""), "", "", f"{n:,}") for p, n in self.saved.items()]
-        rows.append(("", "", "", "total", f"{self.trainable:,}"))
-        widths = [max(len(r[i]) for r in rows) for i in range(5)]
-        lines = [
-            "  ".join(c.rjust(w) if i == 4 else c.ljust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip() for r in rows
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that the table says, as plain values."""
+        layers = [
+            {"path": s.weight, "kind": s.kind.name, "storage": s.storage, "shape": str(s.form), "parameters": s.parameters}
+            for s in self.sites
         ]
+        frozen = {name: {"layers": n, "parameters": size} for name, (n, size) in self.frozen.items()}
+        heads = {"new_heads": self.new_heads, "still_random": self.still_random}
+        return {
+            "layers": layers,
+            "whole_modules": self.saved,
+            **heads,
+            "biases": self.biases,
+            "trainable": self.trainable,
+            "frozen": frozen,
+        }
+
+    def __str__(self) -> str:
+        cells = [(s.kind.name, s.storage, str(s.form), s.parameters) for s in self.sites]
+        rows = [("layer", "kind", "storage", "out × in", "layers", "parameters")]
+        for path, at in together([s.weight for s in self.sites], alike=cells):
+            kind, storage, form, each = cells[at[0]]
+            rows.append((path, kind, storage, form, str(len(at)), f"{len(at) * each:,}"))
+        for path, n in self.saved.items():
+            rows.append((path, "whole module" + (" (newly initialised)" if path in self.new_heads else ""), "", "", "1", f"{n:,}"))
+        rows.append(("", "", "", "total", str(len(self.sites) + len(self.saved)), f"{self.trainable:,}"))
+        lines = [aligned(rows, right=[4, 5])]
         if self.biases:
             lines.append(f"biases trained in place: {len(self.biases)}")
+        if self.frozen:
+            kinds = ", ".join(f"{n} {name}" for name, (n, _) in list(self.frozen.items())[:_MOST])
+            more = ", …" if len(self.frozen) > _MOST else ""
+            lines.append(f"frozen: {sum(size for _, size in self.frozen.values()):,} parameters of {kinds}{more}")
         if self.still_random:
-            lines.append(f"not from the checkpoint, and frozen: {', '.join(self.still_random)}")
+            lines.append(f"newly initialised, and frozen: {', '.join(path for path, _ in together(self.still_random))}")
         return "\n".join(lines)
 
 
@@ -110,9 +140,10 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
     >>> import torch
     >>> from veneer import LoraConfig
     >>> print(plan(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"])))
-    layer  kind    storage  out × in  parameters
-    0      linear  float    3 × 4             14
-                            total             14
+    layer  kind    storage  out × in  layers  parameters
+    0      linear  float    3 × 4          1          14
+                            total          1          14
+    frozen: 15 parameters of 1 Linear
     """
     heads, random = new_heads(model) if fresh else ([], [])
     named = list(config.modules_to_save or [])
@@ -134,7 +165,22 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
         [r for r in random if not matches(saved, r)],
         _biases(modules, config, sites, saved),
         targets.rewritten,
+        _frozen(modules, saved),
     )
+
+
+def _frozen(modules: dict[str, nn.Module], saved: list[str]) -> dict[str, tuple[int, int]]:
+    """What stays as it is, by class; a weight that several modules share is counted once."""
+    found: dict[str, tuple[int, int]] = {}
+    seen: set[int] = set()
+    for path, module in modules.items():
+        own = [p for p in module._parameters.values() if p is not None and id(p) not in seen]
+        seen.update(id(p) for p in own)
+        if own and not any(path == s or path.startswith(s + ".") for s in saved):
+            name = own_class(module).__name__
+            layers, size = found.get(name, (0, 0))
+            found[name] = (layers + 1, size + sum(p.numel() for p in own))
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
 def _named(modules: dict[str, nn.Module], config: PeftConfig, targets: Targets) -> list[Site]:

@@ -33,10 +33,12 @@ def test_help_imports_nothing_heavy():
     assert not imported("--help") & {"torch", "transformers", "pydantic", "numpy", "PIL", "rich", "yaml", "datasets"}
     assert not imported("train", "--help") & {"torch", "transformers", "datasets"}
     assert not imported("predict", "--help") & {"torch", "transformers", "datasets"}
+    assert not imported("info", "--help") & {"torch", "transformers", "datasets"}
+    assert not imported("doctor", "--help") & {"torch", "transformers", "datasets"}
 
 
 def test_help_lists_commands_settings_and_method_options():
-    assert all(command in veneer("--help").stdout for command in ("train", "predict", "eval", "demo"))
+    assert all(command in veneer("--help").stdout for command in ("train", "predict", "eval", "info", "doctor", "demo"))
     text = veneer("train", "--help").stdout
     assert "--batch-size" in text and "options of lora" in text and "--use-dora" in text and "arXiv:2106.09685" in text
 

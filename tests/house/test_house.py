@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import from those before it, and from its own package.
 ORDER = [
-    ["errors", "form"],
+    ["errors", "form", "listing"],
     ["disk", "front_matter", "pushing", "usage", "operators", "inits"],
     ["config"],
     ["methods"],
@@ -29,7 +29,7 @@ ORDER = [
     ["heads", "roles", "oldnames"],
     ["naming"],
     ["targets"],
-    ["planning", "translation"],
+    ["planning", "translation", "vocabulary"],
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
     ["conversion"],

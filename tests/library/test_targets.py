@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from veneer import LoraConfig, TargetError, get_peft_model, plan
 
@@ -125,10 +134,44 @@ def test_accelerate_hooks_are_kept_and_the_adapter_runs():
 
 
 def test_the_plan_prints_a_table(vit):
-    lines = str(plan(vit, LoraConfig(r=2, target_modules=["fc1"], modules_to_save=["classifier"]))).splitlines()
-    assert lines[0].split() == ["layer", "kind", "storage", "out", "×", "in", "parameters"]
-    assert lines[1].split() == ["vit.layers.0.mlp.fc1", "linear", "float", "24", "×", "16", "80"]
-    assert lines[-1].split() == ["total", str(3 * 80 + 34)]
+    made = plan(vit, LoraConfig(r=2, target_modules=["fc1", "q_proj"], modules_to_save=["classifier"], bias="lora_only"))
+    lines = str(made).splitlines()
+    assert lines[0].split() == ["layer", "kind", "storage", "out", "×", "in", "layers", "parameters"]
+    assert lines[1].split() == ["vit.layers.{0..2}.attention.q_proj", "linear", "float", "16", "×", "16", "3", str(3 * 64)]
+    assert lines[2].split() == ["vit.layers.{0..2}.mlp.fc1", "linear", "float", "24", "×", "16", "3", str(3 * 80)]
+    assert lines[3].split() == ["classifier", "whole", "module", "1", "34"]
+    assert lines[4].split() == ["total", "7", str(3 * 64 + 3 * 80 + 34)]
+    assert lines[5] == "biases trained in place: 6"
+    base = sum(p.numel() for p in vit.parameters())
+    assert lines[6].startswith(f"frozen: {base - 34:,} parameters of 18 Linear, ") and "7 LayerNorm" in lines[6] and "1 Conv2d" in lines[6]
+    assert made.to_dict()["trainable"] == made.trainable and made.to_dict()["layers"][0]["path"] == "vit.layers.0.attention.q_proj"
+
+
+def test_layers_of_other_shapes_are_on_lines_of_their_own():
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[2, 3], num_heads=[1, 2], window_size=4)
+    lines = str(
+        plan(SwinForImageClassification(config), LoraConfig(r=2, target_modules=["q_proj"], rank_pattern={"blocks.2.*": 1}))
+    ).splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == [
+        "swin.encoder.layers.0.blocks.{0..1}.attention.q_proj",
+        "swin.encoder.layers.1.blocks.{0..1}.attention.q_proj",
+        "swin.encoder.layers.1.blocks.2.attention.q_proj",
+    ]
+
+
+def test_a_large_model_prints_a_screenful():
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig())
+    text = str(plan(model, LoraConfig(target_modules="all-linear")))
+    assert len(text.splitlines()) == 10 and "model.layers.{0..31}.mlp.gate_proj" in text and max(map(len, text.splitlines())) <= 160
+
+
+def test_what_is_newly_initialised_is_said(tmp_path):
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    text = str(plan(ViTForImageClassification.from_pretrained(tmp_path), LoraConfig(r=2)))
+    assert re.search(r"^classifier +whole module \(newly initialised\) +1 +34$", text, re.MULTILINE)
+    assert "newly initialised, and frozen: pooler.dense" in str(plan(ViTModel.from_pretrained(tmp_path), LoraConfig(r=2)))
 
 
 def test_swin_runs_and_trains():

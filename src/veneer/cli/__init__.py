@@ -20,6 +20,8 @@ COMMANDS = {
     "train": "fine-tune a pretrained model on pictures",
     "predict": "name the classes of new pictures",
     "eval": "hold a finished run against labelled pictures",
+    "info": "show what an adapter would adapt in a model, and what its layers can be called",
+    "doctor": "say what an adapter is, and whether and how it loads",
     "demo": "fine-tune the bundled model on real handwritten digits",
 }
 

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         if name == "learning_rate":
             text = f"{field.description} (default: the method's)"
         _add(settings, name, field.annotation, text)
+    add_method_options(parser, argv)
+
+
+def add_method_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """The options of the method that `argv` names."""
     method = _method(argv)
     cls = method_class(method)
     options = parser.add_argument_group(f"options of {method}", f"{cls.facts().title}: {cls.facts().equation} (arXiv:{cls.facts().arxiv})")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators import Adapted, ByRows, Diagonal, Operator, Product
+from ..operators import Adapted, ByRows, Diagonal, Operator
 from .choice import Evaluation
 
 
@@ -39,7 +39,7 @@ def fitted(layer: Any, kind: Any, equation: Adapted | ByRows, p: float, tokens: 
     g = equation.L.d if isinstance(equation.L, Diagonal) else None
     delta = equation.delta
     if g is not None and delta is not None:
-        delta = Product(Diagonal(g.detach()), delta)
+        delta = delta.rows_scaled(g.detach())
     R, delta = (None if S is None else S.for_tokens().to(dtype) for S in (equation.R, delta))
     exact = dtype == W.dtype and dtype.itemsize >= 4
     # By the layer's mode and not by autograd's, so that a checkpoint's forward without gradients is the same to the last bit.

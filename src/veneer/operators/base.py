@@ -64,6 +64,13 @@ class Operator:
         """s · S, with the number folded into the smallest factor."""
         raise NotImplementedError
 
+    def rows_scaled(self, d: Tensor) -> Operator:
+        """diag(d) S, with d (out,) multiplied into a factor where there is one."""
+        from .diagonal import Diagonal
+        from .products import Product
+
+        return Product(Diagonal(d), self)
+
     def dense(self) -> Tensor:
         """S as an (out, in) tensor."""
         raise NotImplementedError

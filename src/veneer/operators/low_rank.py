@@ -84,6 +84,9 @@ class LowRank(Operator):
     def transpose(self) -> LowRank:
         return LowRank(self.A.mT, self.B.mT)
 
+    def rows_scaled(self, d: Tensor) -> LowRank:
+        return LowRank(d.unsqueeze(-1) * self.B, self.A)
+
     def scaled(self, s: float) -> LowRank:
         if self.B.numel() <= self.A.numel():
             return LowRank(s * self.B, self.A)

@@ -119,6 +119,9 @@ class IntoRows(Operator):
     def transpose(self) -> FromRows:
         return FromRows(self.S.transpose(), self.rows)
 
+    def rows_scaled(self, d: Tensor) -> IntoRows:
+        return IntoRows(self.S.rows_scaled(self.rows.of(d)), self.rows)
+
     def scaled(self, s: float) -> IntoRows:
         return IntoRows(self.S.scaled(s), self.rows)
 

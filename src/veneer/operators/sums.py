@@ -76,6 +76,9 @@ class Sum(Operator):
     def transpose(self) -> Operator:
         return Sum(tuple(t.transpose() for t in self.terms))
 
+    def rows_scaled(self, d: Tensor) -> Sum:
+        return Sum(tuple(t.rows_scaled(d) for t in self.terms))
+
     def scaled(self, s: float) -> Operator:
         return Sum(tuple(t.scaled(s) for t in self.terms))
 
