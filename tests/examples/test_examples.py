@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Dinov2Config, Dinov2ForImageClassification, SamConfig, SamModel, ViTConfig, ViTForImageClassification
+
+from veneer import BOFTConfig, LoraConfig, plan
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
@@ -36,3 +40,29 @@ def test_every_option_is_read(path):
 def test_the_table_names_every_example():
     text = (EXAMPLES[0].parent / "README.md").read_text(encoding="utf-8")
     assert {f"`{p.name}`" for p in EXAMPLES} == set(re.findall(r"`\w+\.py`", text))
+
+
+GUIDES = {
+    "vit": (ViTForImageClassification, ViTConfig(num_labels=101), LoraConfig(r=16), ["query", "value"], ["q_proj", "v_proj"], 2 * 12),
+    "sam": (SamModel, SamConfig(), LoraConfig(r=16), ["q", "v"], ["qkv.q", "qkv.v"], 2 * 12),
+    "dinov2": (
+        Dinov2ForImageClassification,
+        Dinov2Config(num_labels=100),
+        BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=2),
+        ["query", "value", "key", "output.dense", "mlp.fc1", "mlp.fc2"],
+        ["q_proj", "v_proj", "k_proj", "o_proj", "fc1", "fc2"],
+        6 * 12,
+    ),
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_names_that_the_guides_publish_choose_the_same_weights(guide):
+    cls, model_config, config, published, here, count = GUIDES[guide]
+    with torch.device("meta"):
+        model = cls(model_config)
+    found = []
+    for names in (published, here):
+        config.target_modules = names
+        found.append([site.path for site in plan(model, config).sites])
+    assert found[0] == found[1] and len(found[0]) == count
