@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .explaining import Explanation, explain
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
+    from .integrations.exporting import export
     from .integrations.peft import as_peft
     from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
     from .model import PeftModel
@@ -63,6 +64,7 @@ _NAMES_OF = {
     "explaining": "Explanation explain",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
+    "integrations.exporting": "export",
     "integrations.peft": "as_peft",
     "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
     "model": "PeftModel",

@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "name the classes of new pictures",
     "eval": "hold a finished run against labelled pictures",
     "info": "show what an adapter would adapt in a model, and what its layers can be called",
+    "export": "write an adapter for other programs",
     "doctor": "say what an adapter is, and whether and how it loads",
     "demo": "fine-tune the bundled model on real handwritten digits",
     "run": "run a script that imports peft, with Veneer in its place",
