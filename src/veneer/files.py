@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .config import CONFIG_NAME
 from .errors import AdapterFileError
 from .inject import adapter_of, record, saved_modules
-from .translation import PREFIX, fitted
+from .translation import PREFIX, fitted, todays_states
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "schedule.safetensors"
@@ -150,7 +150,7 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
     tensors = fitted(tensors, expected, _base(model))
     check_tensors(tensors, expected, str(directory))
     known = states(model, name, always=True)
-    state = _read(directory / STATE_NAME) if known and (directory / STATE_NAME).is_file() else {}
+    state = todays_states(model, _read(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
     if state:
         check_tensors(state, known, str(directory / STATE_NAME))
     for key, target in expected.items():

@@ -95,6 +95,11 @@ class Naming:
     def _then(self, words: str | list[str]) -> list[str]:
         return next((hits for table in self.old if (hits := [p for p, then in table.items() if matches(words, then)])), [])
 
+    def once_more(self, word: str) -> list[str]:
+        """Paths of layers that a name of today does not mean, and meant in older releases."""
+        today = set(self.word(word)[0])
+        return [p for p in self._then([word]) if p not in today and places(self.modules[p])]
+
     def why_nothing(self, word: str) -> str:
         """Why a word means nothing, if it is a role word; the nearest names; the names there are."""
         fused = fused_with(word, self.roles) if word in WORDS else []

@@ -111,7 +111,8 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
         for p in hits:
             if p in modules and not places(modules[p]):
                 raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
-        _say_what_is_left_out(targets, naming)
+        if fresh:
+            _say_what_is_left_out(targets, naming)
     paths = _once(hits, modules)
     rewritten = named_patterns(config, naming, paths) if fresh else {}
     if not today or not excluded_today:
@@ -124,6 +125,14 @@ def _say_what_is_left_out(targets: str | list[str], naming: Naming) -> None:
         fused = fused_with(word, naming.roles) if word in WORDS and not naming.word(word)[1] else []
         if fused:
             logger.warning("%s leaves out %d fused layers that hold it with others, such as %s", word, len(fused), fused[0])
+        once = naming.once_more(word) if naming.word(word)[1] else []
+        if once:
+            logger.warning(
+                "%s is a name of today; in older releases it meant %d layers more, such as %s; name them if they are meant",
+                word,
+                len(once),
+                once[0],
+            )
 
 
 def _other_fields(config: PeftConfig, naming: Naming, paths: list[str], rewritten: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from .oldnames import old_names
 from .targets import base_modules, layer_number_fits
 
 PREFIX = "base_model.model."
+_USUAL = 2
+"""Names behind a module's path in a usual key, such as `lora_A.weight`."""
 
 
 def todays(model: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor]) -> tuple[PeftConfig, dict[str, Tensor]]:
@@ -30,21 +32,30 @@ def todays(model: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor]) 
         config: of the file; not changed.
         tensors: of the file.
     """
+    found, table = _renamed_tensors(model, tensors)
+    return (config if table is None else _in_todays_names(config, table, [p for p, _ in base_modules(model)])), found
+
+
+def todays_states(model: nn.Module, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a schedule has learnt, by the names that the model's modules have today."""
+    return {k.removeprefix(PREFIX): t for k, t in _renamed_tensors(model, states)[0].items()}
+
+
+def _renamed_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """The tensors, and the table of older names that they went by."""
     found = dict(tensors) if any(k.startswith("base_model.") for k in tensors) else {PREFIX + k: t for k, t in tensors.items()}
     table = _spelling(model, found)
-    if table is None:
-        return config, found
-    then = {old: path for path, old in table.items()}
+    then = {old: path for path, old in (table or {}).items()}
     renamed = {PREFIX + _renamed(k.removeprefix(PREFIX), then) if k.startswith(PREFIX) else k: t for k, t in found.items()}
-    return (
-        (_in_todays_names(config, table, [p for p, _ in base_modules(model)]), renamed) if len(renamed) == len(found) else (config, found)
-    )
+    return (renamed, table) if len(renamed) == len(found) else (found, None)
 
 
 def _spelling(model: nn.Module, keys: Iterable[str]) -> dict[str, str] | None:
     """The table of older names that a file's keys go by: they leave less of each key over than the names of today."""
     inside = [k.removeprefix(PREFIX) for k in keys if k.startswith(PREFIX)]
     owners = {p for p, m in base_modules(model) if p and any(True for _ in m.parameters(recurse=False))}
+    if all(_left_over([k], owners) <= _USUAL for k in inside):
+        return None
     best, least = None, _left_over(inside, owners)
     for table in old_names(model):
         left = _left_over(inside, set(table.values()))

@@ -14,7 +14,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from veneer import AdapterFileError, LoraConfig, PeftModel, get_peft_model
+from veneer import AdaLoraConfig, AdapterFileError, LoraConfig, PeftModel, get_peft_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -321,3 +321,20 @@ def test_an_adapter_of_older_names_loads_beside_and_over_others(tmp_path):
     state = model.state_dict()
     assert sum(".second." in k for k in state) > 8
     assert all(torch.equal(t, state[k.replace(".second.", ".third.")]) for k, t in state.items() if ".second." in k)
+
+
+def test_what_a_schedule_has_learnt_is_found_again(tmp_path):
+    model = get_peft_model(base(vit), AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj", "fc2"]))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(4):
+        model(pixel_values=torch.randn(2, 3, 16, 16), labels=torch.tensor([0, 1])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(tmp_path / "now")
+    then = respell(
+        tmp_path / "now", tmp_path / "then", older(VIT), target_modules=["query", "layer.0.output.dense", "layer.1.output.dense"]
+    )
+    states = load_file(tmp_path / "now" / "schedule.safetensors")
+    save_file({older(VIT)(k): t for k, t in states.items()}, then / "schedule.safetensors")
+    one, two = (PeftModel.from_pretrained(base(vit), d, is_trainable=True).state_dict() for d in (tmp_path / "now", then))
+    assert states and one.keys() == two.keys() and all(torch.equal(t, two[k]) for k, t in one.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import peft
@@ -103,6 +104,16 @@ def test_names_of_today_come_first_and_wrong_ones_are_still_errors(case):
     assert plan(model, LoraConfig(target_modules=["q_proj"])).rewritten == {}
     with pytest.raises(TargetError, match="'qurey' matches no layer.*Did you mean \"query\""):
         plan(model, LoraConfig(target_modules=["qurey"]))
+
+
+def test_a_name_of_today_that_meant_more_is_told(caplog):
+    model = hf.ViTModel(MODELS["vit"][1])
+    with caplog.at_level(logging.WARNING, "veneer"):
+        assert [s.path for s in plan(model, LoraConfig(target_modules=["dense"])).sites] == ["pooler.dense"]
+        assert "dense is a name of today; in older releases it meant 6 layers more, such as layers.0.attention.o_proj" in caplog.text
+        caplog.clear()
+        plan(model, LoraConfig(target_modules=["q_proj", "query", "fc1"]))
+        assert not caplog.text
 
 
 def test_an_old_model_inside_a_plain_module():

@@ -229,3 +229,20 @@ def test_exclusions_know_roles():
     made = plan(vit, LoraConfig(target_modules="all-linear", exclude_modules=["mlp"]))
     assert endings([s.path for s in made.sites]) == {f"vit.layers.attention.{n}_proj" for n in "qkvo"}
     assert made.rewritten == {"target_modules": ["k_proj", "o_proj", "q_proj", "v_proj"], "exclude_modules": None}
+
+
+def test_fused_layers_that_a_role_leaves_out_are_told(caplog):
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    class Separate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    model = nn.ModuleDict({"one": Fused(), "two": Separate()})
+    assert [s.path for s in plan(model, LoraConfig(target_modules=["attention.query"])).sites] == ["two.q"]
+    assert "attention.query leaves out 1 fused layers that hold it with others, such as one.qkv" in caplog.text
+    assert [s.path for s in plan(model, LoraConfig()).sites] == ["one.qkv", "two.q", "two.v"]
