@@ -106,8 +106,8 @@ def inject_adapter_in_model(
 
 
 def _forget_what_was_unloaded(model: nn.Module) -> None:
-    """Clear the record of a model whose layers were all put back by other code, as diffusers does to unload."""
-    if not any(isinstance(m, Swapped) for m in model.modules()):
+    """Clear the record of a model whose layers other code has put back, or whose adapters it took off one by one, as diffusers does."""
+    if not inject.record(model).plans or not any(isinstance(m, Swapped) for m in model.modules()):
         inject.detach(model)
 
 
