@@ -81,12 +81,13 @@ def explain(model: nn.Module, tokens: int) -> Explanation:
             methods = ", ".join(dict.fromkeys(type(a.method).__name__ for a in module.adapters(tensor)))
             first, noise = found[0]
             # Parts that are evaluated one by one are a line each.
-            apart = first.parts if isinstance(first, ByRows) and len(found) == 1 else ()
-            lone: list[tuple[LayerKind, Adapted | ByRows]] = [(kind, first)]
-            for own, equation in [(kind.part(r), e) for r, e in apart] or lone:
+            names = {k.rows: f"{path}.{k.part_name}" for k in module.veneer_parts.values() if k.tensor == tensor}
+            parts = first.parts if isinstance(first, ByRows) and len(found) == 1 else ()
+            each: list[tuple[str, LayerKind, Adapted | ByRows]] = [(names[r], kind.part(r), e) for r, e in parts]
+            for name, own, equation in each or [(path, kind, first)]:
                 p = noise.input if module.training else 0.0
                 f = fitted(module, own, equation, p, tokens, own.matrix(module).dtype) if len(found) == 1 else None
                 form = own.form(module)
                 work = {} if f is None else costs(f.at, f.g is not None, f.R, f.delta)
-                lines.append(Row(path, methods, (form.out, form.in_), None if f is None else choice_for(f), work))
+                lines.append(Row(name, methods, (form.out, form.in_), None if f is None else choice_for(f), work))
     return Explanation(tokens, lines)
