@@ -54,3 +54,20 @@ def test_push_and_pull(hub, tmp_path):
 
 def test_a_repository_that_is_not_there(hub, tmp_path):
     assert "someone/else is not a directory here, and could not be fetched from the hub" in run(MISSING, hub, tmp_path)
+
+
+def test_info_and_doctor_read_from_the_hub(hub, tmp_path):
+    run(PUSH, hub, tmp_path)
+    hub.repos["someone/model"] = {
+        "config.json": json.dumps({"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}).encode()
+    }
+    environment = os.environ | hub.environment(str(tmp_path / "home"))
+    commands = [["doctor", "someone/thin"], ["info", "someone/model"], ["doctor", "someone/thin", "--model", "someone/model"]]
+    done = [
+        subprocess.run([sys.executable, "-m", "veneer", *c], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        for c in commands
+    ]
+    assert [d.returncode for d in done] == [0, 0, 1], [d.stderr[-2000:] for d in done]
+    assert "tensors  2, 22 numbers, float32" in done[0].stdout
+    assert "someone/model: ViTForImageClassification" in done[1].stdout and "vit.layers.{0..1}.attention.q_proj" in done[1].stdout
+    assert "loads    no: target_modules: ['0'] matches vit.layers.0, which is a ViTLayer, a container of layers" in done[2].stdout
