@@ -80,7 +80,9 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
     everything = {p: m for p, m in base_modules(model) if p and not _inside(p, saved)}
     naming = Naming(model, everything, head_modules(model), roles_first=fresh)
     excluded, excluded_today = naming.meant(config.exclude_modules) if config.exclude_modules else ([], True)
-    modules = {p: m for p, m in everything.items() if p not in set(excluded)}
+    modules = dict(everything)
+    for path in excluded:
+        del modules[path]
     targets, today = config.target_modules, True
     if targets is None:
         hits, today = [p for p in query_and_value(naming.roles) if p in modules and layer_number_fits(config, p)], False
