@@ -7,6 +7,8 @@ programs touch less. Import this before torch: threads that spin at OpenMP's bar
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -94,6 +96,33 @@ def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     total = sum(t.untyped_storage().nbytes() for t in kept.values())
     out.backward()
     return total
+
+
+def peak_bytes(step: Callable[[], object], cuda: bool) -> int | None:
+    """How far memory grows in one call: the device's, or this process's resident memory (Linux; None elsewhere)."""
+    gc.collect()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    libc = ctypes.CDLL(None)
+    libc.mallopt(
+        -3, 1 << 16
+    )  # M_MMAP_THRESHOLD: what is freed goes back to the system, or what an earlier call left would be used again unseen
+    libc.malloc_trim(0)
+    reset.write_text("5")
+    before = _resident("VmRSS")
+    step()
+    return _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
 
 
 def hardware(device: str) -> str:

@@ -7,6 +7,7 @@ the script fails when one is missed.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import cases
 import measuring
@@ -62,13 +63,40 @@ def measure(args: argparse.Namespace) -> list[dict]:
             row["floor_tflops"] = round(flops / seconds / 1e12, 1)
         for side, adapted in sides.items():
             row[side]["saved"] = round(measuring.saved_bytes(adapted, lambda m=adapted: loss(m)) / base_bytes, 3)
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-                step(adapted)
-                row[side]["peak_bytes"] = torch.cuda.max_memory_allocated()
         rows.append(row)
         print(line(row), flush=True)
+    peaks(rows, fresh, step, base, args, cuda)
     return rows
+
+
+def peaks(
+    rows: list[dict],
+    fresh: Callable[[], nn.Module],
+    step: Callable[[nn.Module], None],
+    base: nn.Module,
+    args: argparse.Namespace,
+    cuda: bool,
+) -> None:
+    """Adds how far memory grows in a step, in times the floor's; last, because the allocator is set otherwise for it."""
+
+    def peak(model: nn.Module) -> int | None:
+        step(model)
+        return measuring.peak_bytes(lambda: step(model), cuda)
+
+    floor = peak(base)
+    if floor is None:
+        return
+    print(f"peak of a step, beyond the model: floor {floor / 2**20:.0f} MiB; times the floor:")
+    for row in rows:
+        config, options = cases.METHODS[row["case"]]
+        row["floor_peak_bytes"] = floor
+        found = []
+        for side, make in (("veneer", cases.ours), ("peft", cases.theirs)):
+            adapted = make(args.model, fresh(), config, options) if side in row else None
+            if adapted is not None:
+                row[side]["peak"] = round((peak(adapted) or 0) / floor, 3)
+                found.append(f"{row[side]['peak']:6.2f}")
+        print(f"{row['case']:24}{'  '.join(found)}", flush=True)
 
 
 def flops_of_step(base: nn.Module, inputs: dict[str, torch.Tensor]) -> int:

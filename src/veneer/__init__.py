@@ -9,39 +9,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import PeftConfig, TaskType
+    from .adapting import inject_adapter_in_model
+    from .auto import (
+        AutoPeftModel,
+        AutoPeftModelForCausalLM,
+        AutoPeftModelForFeatureExtraction,
+        AutoPeftModelForQuestionAnswering,
+        AutoPeftModelForSeq2SeqLM,
+        AutoPeftModelForSequenceClassification,
+        AutoPeftModelForTokenClassification,
+    )
+    from .config import PeftConfig, TaskType, get_peft_config
     from .engine import strategy
-    from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError
+    from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
-    from .model import PeftModel, get_peft_model
+    from .integrations.exporting import export
+    from .integrations.peft import as_peft
+    from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
+    from .model import PeftModel
+    from .peft_type import PeftType
     from .planning import Plan, plan
+    from .probing import Probe, check_parts
+    from .state_dicts import (
+        get_base_model_state_dict,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_base_model_state_dict,
+        set_peft_model_state_dict,
+    )
+    from .status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
+    from .tasks import (
+        PeftMixedModel,
+        PeftModelForCausalLM,
+        PeftModelForFeatureExtraction,
+        PeftModelForQuestionAnswering,
+        PeftModelForSeq2SeqLM,
+        PeftModelForSequenceClassification,
+        PeftModelForTokenClassification,
+        get_peft_model,
+    )
     from .vocabulary import TargetNames, target_names
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "AdapterFileError": "errors",
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "Diagnosis": "integrations.diagnosis",
-    "Explanation": "explaining",
-    "PeftConfig": "config",
-    "PeftModel": "model",
-    "Plan": "planning",
-    "StateError": "errors",
-    "TargetError": "errors",
-    "TargetNames": "vocabulary",
-    "TaskType": "config",
-    "VeneerError": "errors",
-    "diagnose": "integrations.doctor",
-    "explain": "explaining",
-    "get_peft_model": "model",
-    "plan": "planning",
-    "strategy": "engine",
-    "target_names": "vocabulary",
+_NAMES_OF = {
+    "adapting": "inject_adapter_in_model",
+    "auto": "AutoPeftModel AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM "
+    "AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification",
+    "config": "PeftConfig TaskType get_peft_config",
+    "engine": "strategy",
+    "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
+    "explaining": "Explanation explain",
+    "integrations.diagnosis": "Diagnosis",
+    "integrations.doctor": "diagnose",
+    "integrations.exporting": "export",
+    "integrations.peft": "as_peft",
+    "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
+    "model": "PeftModel",
+    "peft_type": "PeftType",
+    "planning": "Plan plan",
+    "probing": "Probe check_parts",
+    "state_dicts": "get_base_model_state_dict get_peft_model_state_dict load_peft_weights set_base_model_state_dict set_peft_model_state_dict",
+    "status": "TunerLayerStatus TunerModelStatus get_layer_status get_model_status",
+    "tasks": "PeftMixedModel PeftModelForCausalLM PeftModelForFeatureExtraction PeftModelForQuestionAnswering PeftModelForSeq2SeqLM "
+    "PeftModelForSequenceClassification PeftModelForTokenClassification get_peft_model",
+    "vocabulary": "TargetNames target_names",
 }
+_HOME = {name: home for home, names in _NAMES_OF.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
@@ -51,7 +87,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     else:
         value = _config_class(name)
-    if name in ("PeftModel", "get_peft_model"):
+    if _HOME.get(name) in ("auto", "model", "tasks"):
+        from . import tasks  # which gives each task its class
         from .integrations import install
 
         install()

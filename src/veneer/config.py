@@ -8,6 +8,7 @@ adapters come to be trained as something else than their file says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .errors import AdapterFileError, ConfigError, suggest
+from .peft_type import PeftType, add_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = "0.21.2"
 """The release of the public format that files are written for."""
+OF_PARTS = "+PARTS"
+"""Behind `peft_type` in the file of an adapter of parts of fused layers: readers that know no parts would load the rest of it without a word."""
 
 
 class TaskType(StrEnum):
@@ -50,13 +54,42 @@ HEADS_OF_TASK = {
     TaskType.QUESTION_ANS: ("qa_outputs",),
 }
 
+_OTHER_DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+"""Fields that Veneer does not have → the format's own default, which changes nothing."""
+
+C = TypeVar("C", bound="PeftConfig")
+
 _REGISTRY: dict[str, type[PeftConfig]] = {}
 
 
-def register(config: type[PeftConfig]) -> type[PeftConfig]:
-    """Make a method's configuration known under its `PEFT_TYPE`."""
+def register(config: type[C]) -> type[C]:
+    """Make a method's configuration known under its `PEFT_TYPE`, and let it be built from all of the format's fields."""
     _REGISTRY[config.PEFT_TYPE] = config
+    add_name(config.PEFT_TYPE)
+    build = config.__init__
+
+    @functools.wraps(build)
+    def from_fields(self: C, *args: Any, **values: Any) -> None:
+        known = {"peft_type", *_OTHER_DEFAULTS, *type(self).REFUSED} - {f.name for f in dataclasses.fields(self)}
+        _drop_foreign(type(self), values, known, type(self).__name__)
+        build(self, *args, **values)
+
+    setattr(config, "__init__", from_fields)  # noqa: B010  # mypy allows no assignment to a method
     return config
+
+
+def _drop_foreign(target: type[PeftConfig], values: dict[str, Any], foreign: set[str], origin: str) -> None:
+    """Take fields that a configuration does not have out of `values`, where they ask for nothing.
+
+    Raises:
+        ConfigError: one asks for something that would not happen.
+    """
+    for name in foreign & set(values):
+        value = values.pop(name)
+        if value and _OTHER_DEFAULTS.get(name) != value and not (name == "peft_type" and value == target.PEFT_TYPE):
+            why = target.REFUSED.get(name)
+            reason = f" ({why})" if why else suggest(name, [f.name for f in dataclasses.fields(target)])
+            raise ConfigError(f"{origin}: {name}={value!r} is not supported for {target.PEFT_TYPE}{reason}")
 
 
 def config_classes() -> dict[str, type[PeftConfig]]:
@@ -86,6 +119,8 @@ class PeftConfig:
         layers_to_transform: only these layer numbers; with a list of targets only.
         layers_pattern: the name of the list that holds the numbered layers.
         modules_to_save: modules to train whole and to keep beside the adapter, such as a new classification head.
+        fused_layouts: where the parts of fused layers lie, for modules that Veneer does not know: name of the layer → its parts, as a list of names of equal width,
+            as {name: rows}, or as {"groups": n, "parts": …} where the parts repeat in n groups of rows, such as heads.
         target_parameters: names or suffixes of weights to adapt that belong to no layer of a known kind, such as `experts.gate_up_proj`.
 
     Raises:
@@ -110,6 +145,7 @@ class PeftConfig:
     layers_pattern: str | list[str] | None = None
     modules_to_save: list[str] | None = None
     target_parameters: list[str] | None = None
+    fused_layouts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.task_type is not None:
@@ -128,15 +164,17 @@ class PeftConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ConfigError(f"{name}: expected a list of names, got the string {value!r}; write [{value!r}]")
+        if self.fused_layouts is not None:
+            self.fused_layouts = {name: checked_layout(name, said) for name, said in self.fused_layouts.items()}
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform works with a list of target_modules; with a regular expression, put the numbers into it")
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ConfigError("layers_pattern says where layers_to_transform counts; give layers_to_transform too")
 
     @property
-    def peft_type(self) -> str:
+    def peft_type(self) -> PeftType:
         """The method's name in the format, such as `"LORA"`."""
-        return self.PEFT_TYPE
+        return PeftType(self.PEFT_TYPE)
 
     @property
     def is_prompt_learning(self) -> bool:
@@ -152,6 +190,11 @@ class PeftConfig:
     def facts(cls) -> Facts:
         """The facts that the method declares about itself."""
         raise ConfigError(f"{cls.__name__} is not a method; use LoraConfig, or PeftConfig.from_pretrained to read a file")
+
+    @property
+    def combinators(self) -> list[Facts]:
+        """The facts of what the method is combined with; nothing for most configurations."""
+        return []
 
     def method(self, path: str) -> Method:
         """The method with the numbers that hold for the layer at `path`."""
@@ -181,11 +224,17 @@ class PeftConfig:
         """The fields as plain values, `peft_type` included."""
         return {"peft_type": self.peft_type, **dataclasses.asdict(self)}
 
-    def to_json(self) -> str:
-        """The text of `adapter_config.json`: sorted keys and lists, the same bytes in every run."""
+    def to_json(self, *, of_parts: bool = False) -> str:
+        """The text of `adapter_config.json`: sorted keys and lists, the same bytes in every run.
+
+        Args:
+            of_parts: the adapter has parts of fused layers, which other readers must refuse.
+        """
         values = self.to_dict() | {"peft_version": FORMAT_VERSION, "inference_mode": True}
-        if values["target_parameters"] is None:
-            del values["target_parameters"]  # a field that most configurations of the format do not have
+        values["peft_type"] += OF_PARTS if of_parts else ""
+        for name in ("target_parameters", "fused_layouts"):
+            if values[name] is None:
+                del values[name]  # fields that most configurations of the format do not have
         for name in _LISTS:
             if isinstance(values.get(name), list):
                 values[name] = sorted(values[name])
@@ -196,6 +245,12 @@ class PeftConfig:
         from .disk import write_atomically
 
         write_atomically(Path(save_directory), {CONFIG_NAME: self.to_json().encode()})
+
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload configuration", **options: Any) -> str:
+        """Upload `adapter_config.json` alone to the hub, with the options of `PeftModel.push_to_hub`; returns the commit's address."""
+        from .pushing import push
+
+        return push(repo_id, lambda staging, _: self.save_pretrained(staging), commit_message=commit_message, **options)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hub: Any) -> PeftConfig:
@@ -237,7 +292,7 @@ class PeftConfig:
         classes = config_classes()
         if peft_type is None:
             raise ConfigError(f"{origin} has no peft_type; add one of {', '.join(classes)}")
-        peft_type = str(getattr(peft_type, "value", peft_type))
+        peft_type = str(getattr(peft_type, "value", peft_type)).removesuffix(OF_PARTS)
         if peft_type not in classes:
             raise ConfigError(f"{origin}: the method {peft_type!r} is not one of {', '.join(classes)}.{suggest(peft_type, classes)}")
         target = classes[peft_type]
@@ -245,19 +300,8 @@ class PeftConfig:
             raise ConfigError(
                 f"{origin} is of {peft_type}, which {target.__name__} reads, not {cls.__name__}; use PeftConfig.from_pretrained"
             )
-        known = {f.name for f in dataclasses.fields(target) if f.init}
-        for name in [n for n in values if n not in known]:
-            value = values.pop(name)
-            if value and not _harmless(name, value):
-                why = target.REFUSED.get(name)
-                reason = f" ({why})" if why else suggest(name, known)
-                raise ConfigError(f"{origin}: {name}={value!r} is not supported for {peft_type}{reason}")
+        _drop_foreign(target, values, set(values) - {f.name for f in dataclasses.fields(target) if f.init}, origin)
         return target(**values)
-
-
-def _harmless(name: str, value: Any) -> bool:
-    """Whether an unsupported field has the format's own default, which changes nothing."""
-    return {"megatron_core": "megatron.core", "qalora_group_size": 16}.get(name) == value
 
 
 def matches(targets: str | list[str] | None, path: str) -> bool:
@@ -271,6 +315,22 @@ def matches(targets: str | list[str] | None, path: str) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, path) is not None
     return any(path == t or path.endswith("." + t) for t in targets)
+
+
+def checked_layout(name: str, said: Any) -> dict[str, Any]:
+    """Where the parts of a fused layer lie, as {"groups": n, "parts": names of equal parts, or [name, rows] pairs}: an order that JSON's sorted keys keep."""
+    whole = said if isinstance(said, dict) and "parts" in said else {"parts": said}
+    groups, parts = whole.get("groups", 1), whole["parts"]
+    pairs = list(parts.items()) if isinstance(parts, dict) else list(parts) if isinstance(parts, (list, tuple)) else []
+    names = [p if isinstance(p, str) else p[0] for p in pairs]
+    widths = [p[1] for p in pairs if not isinstance(p, str)]
+    if not names or len(set(names)) < len(names) or len(widths) not in (0, len(names)) or not all(str(n).isidentifier() for n in names):
+        raise ConfigError(
+            f"fused_layouts[{name!r}]: a list of different names, {{name: rows}}, or {{'groups': n, 'parts': …}}, got {said!r}; for example ['q', 'k', 'v']"
+        )
+    for number, what in [(groups, "groups"), *((w, "rows") for w in widths)]:
+        check_whole(f"fused_layouts[{name!r}]: {what}", number)
+    return {"groups": groups, "parts": [list(p) for p in pairs] if widths else names}
 
 
 def check_probability(name: str, value: float) -> None:
@@ -343,3 +403,15 @@ def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:
         if re.match(rf"(.*\.)?({key})$", path):
             return value
     return default
+
+
+def get_peft_config(config_dict: dict[str, Any]) -> PeftConfig:
+    """The configuration that a dictionary of the format's fields describes, `peft_type` among them.
+
+    Raises:
+        ConfigError: a method or a value that Veneer does not have.
+
+    >>> get_peft_config({"peft_type": "LORA", "r": 4}).r
+    4
+    """
+    return PeftConfig.from_dict(config_dict)

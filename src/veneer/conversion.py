@@ -11,9 +11,10 @@ from .config import PeftConfig, config_classes
 from .errors import StateError
 from .files import entries
 from .inject import adapter_of, record
-from .layers import Frozen
+from .layers import AdaptedModule
 from .naming import exactly
-from .operators import Adapted, LowRank
+from .operators import ByRows, LowRank
+from .planning import Site
 from .targets import base_modules
 from .translation import PREFIX
 
@@ -22,6 +23,7 @@ from .translation import PREFIX
 def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig, dict[str, Tensor]]:
     """The configuration and the file tensors of a LoRA adapter that gives the same outputs as an attached one.
 
+    Parts of a fused layer become one change of the whole layer.
     Directions that contribute nothing (pruned triplets) are left out, so ranks differ from layer to layer, and a layer without any is no target.
 
     Raises:
@@ -29,18 +31,24 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
     """
     plan = record(model).plans[name]
     factors: dict[str, LowRank] = {}
-    for site in plan.sites:
-        equation = adapter_of(model, site, name).equation(Adapted(Frozen(site.kind, model.get_submodule(site.module))))
-        change = equation.delta.low_rank() if equation.delta is not None and equation.additive else None
-        if change is None or equation.shift is not None:
+    for path, sites in _by_layer(plan.sites).items():
+        module, first = model.get_submodule(sites[0].module), sites[0]
+        assert isinstance(module, AdaptedModule)
+        equation = module.equation_of(name, first.kind.tensor)
+        if isinstance(equation, ByRows):
+            equation = equation.joined()
+        change = equation.delta.low_rank() if equation is not None and equation.delta is not None and equation.additive else None
+        if change is None or equation is None or equation.shift is not None:
             raise StateError(
-                f"{site.path}: W' = {config.facts().equation} is no change of low rank there, so it is no plain LoRA; nothing was written"
+                f"{first.path}: W' = {config.facts().equation} is no change of low rank there, so it is no plain LoRA; nothing was written"
             )
-        if site.form.kernel or site.form.lookup or not site.kind.called:
-            raise StateError(f"{site.path} is a {site.kind.name}; only linear layers are written as plain LoRA so far; nothing was written")
+        if first.form.kernel or first.form.lookup or not first.kind.called:
+            raise StateError(
+                f"{first.path} is a {first.kind.name}; only linear layers are written as plain LoRA so far; nothing was written"
+            )
         used = change.A.square().sum(-1) * change.B.square().sum(-2) > 0
         if bool(used.any()):
-            factors[site.path] = LowRank(change.B[:, used], change.A[used])
+            factors[path] = LowRank(change.B[:, used], change.A[used])
     if not factors:
         raise StateError("the adapter changes nothing, so there is no LoRA to write")
     ranks = {path: f.rank for path, f in factors.items()}
@@ -66,3 +74,11 @@ def to_lora(model: nn.Module, name: str, config: PeftConfig) -> tuple[PeftConfig
     for path, f in factors.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": f.A, f"{PREFIX}{path}.lora_B.weight": f.B}
     return new, tensors
+
+
+def _by_layer(sites: list[Site]) -> dict[str, list[Site]]:
+    """The sites of each layer by its path; parts of a fused layer are one LoRA of the whole, their factors in blocks."""
+    found: dict[str, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.module if site.is_part else site.path, []).append(site)
+    return found

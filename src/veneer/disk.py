@@ -69,6 +69,7 @@ def locate(source: str | os.PathLike[str], *, subfolder: str | None = None, **hu
     Raises:
         AdapterFileError: neither a directory nor a repository that can be read.
     """
+    hub = {k: v for k, v in hub.items() if v is not None or k in HUB_ARGUMENTS}  # callers pass on whatever they might have been given
     wrong = sorted(set(hub) - HUB_ARGUMENTS)
     if wrong:
         raise TypeError(f"unexpected argument {wrong[0]!r}.{suggest(wrong[0], HUB_ARGUMENTS)}")

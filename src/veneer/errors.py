@@ -34,6 +34,10 @@ class DataError(VeneerError, ValueError):
     """Pictures or labels that cannot be trained on or read."""
 
 
+class VeneerWarning(UserWarning):
+    """Base class of Veneer's warnings."""
+
+
 def suggest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """Return `' Did you mean "…"?'` for the nearest of `known`, or `''` when none is near.
 

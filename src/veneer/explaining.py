@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .engine import Choice, Evaluation, choice_for, costs, meeting_tokens
+from .engine import Choice, choice_for, costs, equations_now, fitted
 from .inject import adapted_modules, record
+from .layers import LayerKind
+from .operators import Adapted, ByRows
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,21 @@ def explain(model: nn.Module, tokens: int) -> Explanation:
     """
     base: nn.Module = getattr(model, "get_base_model", lambda: model)()
     record(base)
-    rows = []
+    lines = []
     for path, module in adapted_modules(base):
         for tensor, kind in module.veneer_kinds.items():
-            adapters = list(module.adapters(tensor))
-            W = kind.plain(module) if kind.called else None
-            shape = (kind.form(module).out, kind.form(module).in_)
-            methods = ", ".join(type(a.method).__name__ for a in adapters)
-            if W is None or len(adapters) != 1:
-                rows.append(Row(path, methods, shape, None, {}))
+            found = equations_now(module, tensor, disturb=False)
+            if not found:
                 continue
-            ((equation, noise),) = module.equations(tensor)
-            p = noise.input if module.training else 0.0
-            g, R, delta = meeting_tokens(equation, W.dtype)
-            at = Evaluation(tokens, shape, W.device, W.dtype, module.training, W.dtype.itemsize >= 4 and not p)
-            rows.append(Row(path, methods, shape, choice_for(at, g is not None, R, delta), costs(at, g is not None, R, delta)))
-    return Explanation(tokens, rows)
+            methods = ", ".join(dict.fromkeys(type(a.method).__name__ for a in module.adapters(tensor)))
+            first, noise = found[0]
+            # Parts that are evaluated one by one are a line each.
+            apart = first.parts if isinstance(first, ByRows) and len(found) == 1 else ()
+            lone: list[tuple[LayerKind, Adapted | ByRows]] = [(kind, first)]
+            for own, equation in [(kind.part(r), e) for r, e in apart] or lone:
+                p = noise.input if module.training else 0.0
+                f = fitted(module, own, equation, p, tokens, own.matrix(module).dtype) if len(found) == 1 else None
+                form = own.form(module)
+                work = {} if f is None else costs(f.at, f.g is not None, f.R, f.delta)
+                lines.append(Row(path, methods, (form.out, form.in_), None if f is None else choice_for(f), work))
+    return Explanation(tokens, lines)

@@ -122,7 +122,7 @@ def states(model: nn.Module, name: str, *, always: bool = False) -> dict[str, Te
     """What a schedule has learnt about one attached adapter, beside its parameters; empty for most methods, and before the first step."""
     found: dict[str, Tensor] = {}
     for site in record(model).plans[name].sites:
-        found |= {f"{site.module}.{site.kind.tensor}.{key}": t for key, t in adapter_of(model, site, name).state().items()}
+        found |= {f"{site.module}.{site.kind.slot}.{key}": t for key, t in adapter_of(model, site, name).state().items()}
     return found if always or any(bool(t.any()) for t in found.values()) else {}
 
 

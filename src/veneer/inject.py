@@ -18,6 +18,8 @@ from .engine import sources
 from .errors import StateError, suggest
 from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
 from .layers.fused import hold_open, release
+from .layers.switches import enable_adapters, turn
+from .layers.views import lend_tensors
 from .methods.base import Schedule
 from .operators import Adapted
 from .planning import Plan, Site
@@ -38,6 +40,22 @@ class Record:
     shared: dict[str, Shared] = field(default_factory=dict)
     schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
+    configs: dict[str, PeftConfig] = field(default_factory=dict)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise StateError for a name that is not attached."""
+        for name in names:
+            if name not in self.plans:
+                raise StateError(
+                    f"no adapter is called {name!r}; attached are {', '.join(self.plans) or 'none'}.{suggest(name, self.plans)}"
+                )
+
+    def forget(self, name: str) -> None:
+        """Note that an adapter is no longer attached."""
+        for kept in (self.plans, self.shared, self.schedules, self.configs):
+            kept.pop(name, None)
+        self.trainable.discard(name)
+        self.active = tuple(n for n in self.active if n != name)
 
 
 def record(model: nn.Module) -> Record:
@@ -60,7 +78,7 @@ def adapter_of(model: nn.Module, site: Site, name: str) -> Adapter:
     """The adapter that sits at a site under a name."""
     module = model.get_submodule(site.module)
     assert isinstance(module, AdaptedModule)
-    found = module.veneer[name]._modules[site.kind.tensor]
+    found = module.veneer[name]._modules[site.kind.slot]
     assert isinstance(found, Adapter)
     return found
 
@@ -96,22 +114,38 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
         if shared is not None and not note.shared.get(name):
             note.shared[name] = shared.to(device=own.device, dtype=dtype)
         adapter = Adapter(site.method, site.form, own, dtype, shared, drawn=fresh)
+        adapter.place = (site.path, site.module, site.key)
         if not own.is_meta:
             with torch.no_grad():
                 site.method.finish(Adapted(Frozen(site.kind, module)), adapter.values())
         if name not in module.veneer:
             module.veneer[name] = nn.ModuleDict()
-        module.veneer[name].add_module(site.kind.tensor, adapter)
+        module.veneer[name].add_module(site.kind.slot, adapter)
+        module.veneer_record = note
+        lend_tensors(AdaptedModule, module)
         if not module.training:
             module.veneer.eval()
     for path in plan.saved:
-        save_module(model.get_submodule(path), name).veneer[name].requires_grad_(False)
+        saved = save_module(model.get_submodule(path), name)
+        saved.veneer[name].requires_grad_(False)
+        saved.veneer_record = note
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
-    note.plans[name] = plan
+    note.plans[name], note.configs[name] = plan, config
     schedule = config.schedule()
     if schedule is not None:
         note.schedules[name] = (config, schedule)
+
+
+def check_names(model: nn.Module, names: Sequence[str]) -> Record:
+    """The model's record, in which all of these adapters are.
+
+    Raises:
+        StateError: a name that is not attached.
+    """
+    note = record(model)
+    note.check(names)
+    return note
 
 
 def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None = None) -> None:
@@ -123,32 +157,22 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
     Raises:
         StateError: a name that is not attached; nothing is changed.
     """
-    note = record(model)
-    for name in names:
-        if name not in note.plans:
-            raise StateError(f"no adapter is called {name!r}; attached are {', '.join(note.plans) or 'none'}.{suggest(name, note.plans)}")
+    note = check_names(model, names)
     if trainable is not None:
         note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
     note.active = tuple(names)
-    for holder in _switch(model, note.active):
-        for name, part in holder.veneer.items():
-            part.requires_grad_(name in note.active and name in note.trainable)
+    for holder in holders(model):
+        turn(holder, note.active, note.trainable)
     training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)
 
 
-def _switch(model: nn.Module, names: tuple[str, ...]) -> list[Swapped]:
-    found = list(holders(model))
-    for holder in found:
-        holder.veneer_active = tuple(n for n in names if n in holder.veneer)
-    return found
-
-
 def disable(model: nn.Module) -> dict[str, Tensor]:
     """Let the model run as its base; returns the trained biases for `enable`."""
     note = record(model)
-    _switch(model, ())
+    for holder in holders(model):
+        enable_adapters(holder, False)
     trained = {b: model.get_parameter(b).detach().clone() for b in note.first_biases}
     _set_biases(model, note.first_biases)
     return trained
@@ -157,17 +181,16 @@ def disable(model: nn.Module) -> dict[str, Tensor]:
 def enable(model: nn.Module, trained: dict[str, Tensor]) -> None:
     """Undo `disable`."""
     _set_biases(model, trained)
-    _switch(model, record(model).active)
+    for holder in holders(model):
+        enable_adapters(holder, True)
 
 
 def remove(model: nn.Module, name: str) -> None:
     """Take one adapter off the model."""
     note = record(model)
     activate(model, [n for n in note.active if n != name])
-    plan = note.plans.pop(name)
-    note.trainable.discard(name)
-    note.shared.pop(name, None)
-    note.schedules.pop(name, None)
+    plan = note.plans[name]
+    note.forget(name)
     for holder in holders(model):
         if name in holder.veneer:
             del holder.veneer[name]

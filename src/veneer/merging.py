@@ -10,22 +10,14 @@ import logging
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
-from .engine import merged_bias, merged_matrix
 from .errors import StateError
 from .inject import activate, adapted_modules, detach, record, saved_modules
-from .layers import AdaptedModule
+from .layers.merged import put_back, refuse_lost_shift, refuse_not_finite, write_merged
 
 logger = logging.getLogger("veneer")
-
-
-@torch.no_grad()
-def merged(module: AdaptedModule, tensor: str) -> tuple[Tensor, Tensor | None]:
-    """W' and b' of the active adapters of one weight, W' in float32 or wider."""
-    matrix = merged_matrix(module, tensor, disturb=False)
-    return matrix.to(torch.promote_types(matrix.dtype, torch.float32)), merged_bias(module, tensor)
 
 
 def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = True, safe: bool = False, progress: bool = False) -> None:
@@ -46,38 +38,24 @@ def merge(model: nn.Module, *, names: Sequence[str] | None = None, keep: bool = 
     for path, module, tensor in active:
         if module.veneer_merged:
             raise StateError(f"{path} is merged already; call unmerge_adapter() first")
-        if module.veneer_kinds[tensor].bias(module) is None and any(e.shift is not None for e, _ in module.equations(tensor)):
-            raise StateError(f"{path} has no bias, and the adapter adds one, so there is nothing to merge it into; nothing was merged")
-    if safe:
-        for path, module, tensor in active:
-            if not all(bool(t.isfinite().all()) for t in merged(module, tensor) if t is not None):
-                raise StateError(f"merging would write NaN or infinite numbers into {path}; nothing was merged")
+        refuse_lost_shift(module, tensor, path)
+        if safe:
+            refuse_not_finite(module, tensor, path)
     shared = _owners(model)
     for path, module, tensor in tqdm(active, desc="merging", unit="layer", disable=not progress):
-        kind = module.veneer_kinds[tensor]
-        matrix, bias = merged(module, tensor)
-        originals = {}
-        for name in [tensor, *([kind.offset] if kind.offset and bias is not None and bias is not kind.bias(module) else [])]:
-            own = module._parameters[name]
-            assert own is not None
+
+        def elsewhere(name: str, own: nn.Parameter, path: str = path) -> bool:
             if shared[id(own)] > 1:
                 logger.info("%s shares its %s with another module, which keeps the unmerged one", path, name)
-            if keep or shared[id(own)] > 1:
-                originals[name] = own
-                module._parameters[name] = nn.Parameter(own.detach().clone(), requires_grad=False)
-        kind.write(module, matrix)
-        if bias is not None and bias is not kind.bias(module):
-            with torch.no_grad():
-                kind.bias(module).copy_(bias)
-        if keep:
-            module.veneer_merged |= originals
+            return shared[id(own)] > 1
+
+        write_merged(module, tensor, keep=keep, elsewhere=elsewhere)
 
 
 def unmerge(model: nn.Module) -> None:
     """Put the original weights back, the very tensors that were there."""
     for _, module in adapted_modules(model):
-        module._parameters.update(module.veneer_merged)
-        module.veneer_merged = {}
+        put_back(module)
 
 
 @torch.no_grad()

@@ -6,31 +6,29 @@ model. Each wrapper's class carries the base's forward signature, because Traine
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging
-from .cards import CARD_NAME, model_card
+from .adapting import put_on
+from .cards import Card, place, push_with_cards
 from .config import CONFIG_NAME, PeftConfig
 from .conversion import to_lora
 from .disk import locate, write_atomically
-from .errors import ConfigError, StateError
-from .planning import plan
+from .errors import ConfigError, StateError, VeneerWarning
+from .state_dicts import gathered, renamed
+from .status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 from .stepping import watch
 from .translation import todays
 from .wrapping import AdaptedModel, with_signature
-
-logger = logging.getLogger("veneer")
-
-_ADAPTER_NAME = r"[A-Za-z0-9_-]+"
 
 
 class PeftModel(nn.Module):
@@ -48,6 +46,15 @@ class PeftModel(nn.Module):
     """
 
     base_model: AdaptedModel
+    OF_TASK: ClassVar[dict[str, type[PeftModel]]] = {}
+    """The class that wraps models for a task."""
+
+    WRAPPER: ClassVar[type[PeftModel]]
+    """The class without the base's signature."""
+
+    def __init_subclass__(cls, task: str | None = None) -> None:
+        if task is not None:
+            PeftModel.OF_TASK[task] = cls
 
     def __init__(
         self,
@@ -76,33 +83,8 @@ class PeftModel(nn.Module):
         inject.activate(model, [adapter_name], trainable=not peft_config.inference_mode)
 
     def _attach(self, name: str, config: PeftConfig, *, fresh: bool, autocast_adapter_dtype: bool = True) -> None:
-        import re
-
-        if not re.fullmatch(_ADAPTER_NAME, name) or name in dir(nn.ModuleDict):
-            raise ConfigError(
-                f"adapter name {name!r}: use letters, digits, _ and -, and not the name of a dictionary's method; it becomes a folder's name"
-            )
-        if name in self.peft_config:
-            raise ConfigError(f"an adapter called {name!r} is attached already; delete_adapter({name!r}) first, or choose another name")
-        others = [n for n, c in self.peft_config.items() if c.bias != "none"]
-        if others and config.bias != "none":
-            raise ConfigError(f"adapter {others[0]!r} trains the base's biases already, and there is only one set of them; use bias='none'")
-        model = self.get_base_model()
-        p = plan(model, config, fresh=fresh)
-        if p.new_heads:
-            config.modules_to_save = sorted({*(config.modules_to_save or []), *p.new_heads})
-            logger.warning("newly initialised, so trained and saved with the adapter: %s", ", ".join(p.new_heads))
-        if p.still_random:
-            logger.warning(
-                "newly initialised and not trained: %s; name them in modules_to_save if the task needs them", ", ".join(p.still_random)
-            )
-        inject.attach(model, p, config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
-        config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
-        # Written out, because other readers of the file have other defaults, and know neither older names nor roles.
-        vars(config).update(p.rewritten)
+        put_on(self.get_base_model(), config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
         self.peft_config[name] = config
-        if inject.record(model).schedules:
-            watch(model)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -113,7 +95,7 @@ class PeftModel(nn.Module):
             return getattr(self.base_model.model, name)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (type(self.get_base_model()),), self.__dict__.copy()
+        return _blank, (self.WRAPPER, type(self.get_base_model())), self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -136,6 +118,7 @@ class PeftModel(nn.Module):
             warnings.warn(
                 f"{len(silent)} adapted layers were not called in the first forward, such as {silent[0]}: their parent reads the weight without "
                 "calling the layer, or this input does not reach them; these adapters have no effect there",
+                VeneerWarning,
                 stacklevel=3,
             )
 
@@ -160,6 +143,14 @@ class PeftModel(nn.Module):
         """Print `trainable params: … || all params: … || trainable%: …`."""
         trainable, total = self.get_nb_trainable_parameters()
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """The state of every module with adapters."""
+        return get_layer_status(self)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """The state of all modules with adapters together."""
+        return get_model_status(self)
 
     # Adapters
 
@@ -272,9 +263,9 @@ class PeftModel(nn.Module):
         config = self.peft_config[name]
         tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
         if state_dict is not None:
-            own = {id(t): key for key, t in self.state_dict(keep_vars=True).items()}
-            tensors = {key: state_dict[own[id(t)]] if id(t) in own else t for key, t in tensors.items()}
-        self._write(directory if name == "default" else directory / name, config, tensors, files.states(self.get_base_model(), name))
+            tensors = gathered(tensors, self, state_dict)
+        text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
+        self._write(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
     def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
         """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
@@ -288,19 +279,32 @@ class PeftModel(nn.Module):
         """
         name = adapter_name or self.active_adapter
         config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
-        self._write(Path(save_directory), config, tensors, {})
+        parameters = sum(t.numel() for t in tensors.values())
+        card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
+        self._write(Path(save_directory), config.to_json(), tensors, {}, card)
 
-    def _write(self, target: Path, config: PeftConfig, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.to_json().encode()}
+    def _card(self, name: str, **more: Any) -> Card:
+        return Card.of(self.get_base_model(), name, self.peft_config[name], total=self.get_nb_trainable_parameters()[1], **more)
+
+    def create_or_update_model_card(self, output_dir: str | os.PathLike[str], *, repo_id: str | None = None) -> None:
+        """Write the adapters' model cards into a directory where they are saved; what else a card says there, as Trainer's, stays.
+
+        Args:
+            output_dir: where the adapters are saved.
+            repo_id: where they will be on the hub, if that is known.
+        """
+        for name in self.peft_config:
+            self._card(name, repo_id=repo_id).update(Path(output_dir))
+
+    def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
+        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
         if state:
             content[files.STATE_NAME] = files.serialise(state)
         else:
             # That of an adapter which is about to be replaced would be taken for this one's.
             if (target / files.STATE_NAME).is_file():
                 (target / files.STATE_NAME).unlink()
-        if not (target / CARD_NAME).exists():
-            content[CARD_NAME] = model_card(config, sum(t.numel() for t in tensors.values())).encode()
-        write_atomically(target, content)
+        write_atomically(target, content | card.beside(target))
 
     @classmethod
     def from_pretrained(
@@ -311,15 +315,19 @@ class PeftModel(nn.Module):
         is_trainable: bool = False,
         config: PeftConfig | None = None,
         autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = True,
+        key_mapping: Mapping[str, str] | None = None,
         **hub: Any,
     ) -> Self:
-        """Put an adapter from a directory or the hub on a base model.
+        """Put an adapter from a directory or the hub on a base model; the class that is returned is that of the adapter's task.
 
         Args:
             model: the base model that the adapter was trained on.
             model_id: a directory, or a repository on the hub.
             is_trainable: go on training it; otherwise nothing requires grad.
             config: use this configuration instead of the file's.
+            low_cpu_mem_usage: never draw values that the file replaces; always so.
+            key_mapping: {regular expression: replacement} for tensor names of another release.
             hub: `subfolder`, `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
 
         Raises:
@@ -327,30 +335,43 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         config = config or PeftConfig.read(directory)
-        config, tensors = todays(model, config, files.read_tensors(directory))
+        config, tensors = todays(model, config, renamed(files.read_tensors(directory), key_mapping))
         config.inference_mode = not is_trainable
-        new = cls(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
+        wanted = cls.OF_TASK.get(str(config.task_type), cls) if cls is PeftModel else cls
+        new = wanted(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
         try:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
         except BaseException:
             inject.detach(model)
             raise
-        return new
+        return new  # type: ignore[return-value]  # a subclass of cls
 
-    def load_adapter(self, model_id: str | os.PathLike[str], adapter_name: str, is_trainable: bool = False, **hub: Any) -> None:
+    def load_adapter(
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = True,
+        key_mapping: Mapping[str, str] | None = None,
+        **hub: Any,
+    ) -> None:
         """Read an adapter from a directory or the hub, under a new name or over the attached adapter of that name.
+
+        Args:
+            model_id, is_trainable, autocast_adapter_dtype, low_cpu_mem_usage, key_mapping, hub: as for `from_pretrained`.
 
         Raises:
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
         """
         directory = locate(model_id, **hub)
         model = self.get_base_model()
-        config, tensors = todays(model, PeftConfig.read(directory), files.read_tensors(directory))
+        config, tensors = todays(model, PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping))
         if adapter_name in self.peft_config:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
             return
         config.inference_mode = not is_trainable
-        self._attach(adapter_name, config, fresh=False)
+        self._attach(adapter_name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)
         try:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
         except BaseException:
@@ -365,24 +386,30 @@ class PeftModel(nn.Module):
         self,
         repo_id: str,
         *,
+        metrics: Mapping[str, float] | None = None,
+        dataset: str | None = None,
+        tags: Sequence[str] = (),
         commit_message: str = "Upload adapter",
-        private: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
+        **options: Any,
     ) -> str:
-        """Upload the adapter to the hub; the repository is made private unless told otherwise. Returns the commit's address."""
-        import tempfile
+        """Upload the adapters and their model cards to the hub; returns the commit's address, or the pull request's.
 
-        from huggingface_hub import HfApi
+        A card that is on the hub already keeps its words; the section between Veneer's marks is written anew.
 
-        api = HfApi(token=token)
-        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as staging:
-            self.save_pretrained(staging)
-            return str(
-                api.upload_folder(repo_id=repo, folder_path=staging, commit_message=commit_message, revision=revision, create_pr=create_pr)
-            )
+        Args:
+            repo_id: `owner/name`; made, and private, where there is no such repository.
+            metrics: {name: value} for the card, as `trainer.evaluate()` returns it.
+            dataset: the name of the data that the metrics are of.
+            tags: for the card, beside the method's.
+            commit_message: the commit's first line.
+            options: `private=False` makes a new repository public; `revision`, `create_pr`, `token`, `commit_description`.
+
+        Raises:
+            ConfigError: a metric that is no finite number; nothing was sent.
+        """
+        about = {"metrics": dict(metrics or {}), "dataset": dataset, "tags": tuple(tags)}
+        cards = [self._card(name, repo_id=repo_id, **about) for name in self.peft_config]
+        return push_with_cards(repo_id, self.save_pretrained, cards, commit_message=commit_message, **options)
 
     # What the base model's own method would not do right for adapters
 
@@ -399,45 +426,6 @@ class PeftModel(nn.Module):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
 
-def get_peft_model(
-    model: nn.Module,
-    peft_config: PeftConfig,
-    adapter_name: str = "default",
-    mixed: bool = False,
-    autocast_adapter_dtype: bool = True,
-    revision: str | None = None,
-) -> PeftModel:
-    """Freeze a model and put a new trainable adapter on it.
-
-    A head that no checkpoint gave (absent, or of another label set) is trained and saved with the adapter without being asked.
-
-    Args:
-        model: any `nn.Module`; its layers are adapted in place.
-        peft_config: a method's configuration, such as `LoraConfig(r=16)`.
-        adapter_name: letters, digits, `_` and `-`.
-        mixed: accepted for compatibility; adapters of different methods always mix.
-        autocast_adapter_dtype: keep adapters in float32 where the base is in half precision.
-        revision: of the base model, noted in the configuration.
-
-    Raises:
-        ConfigError, TargetError: as for `PeftModel`; the model is as it was.
-
-    >>> import torch
-    >>> from veneer import LoraConfig, get_peft_model
-    >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), LoraConfig(r=2, target_modules=["0"]))
-    >>> model.print_trainable_parameters()
-    trainable params: 14 || all params: 29 || trainable%: 48.2759
-    """
-    if revision is not None:
-        peft_config.revision = revision
-    return PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
-
-
-def _blank(base: type[nn.Module]) -> PeftModel:
-    new: Any = with_signature(PeftModel, base)
+def _blank(cls: type[PeftModel], base: type[nn.Module]) -> PeftModel:
+    new: Any = with_signature(cls, base)
     return new.__new__(new)
-
-
-def _name_of(model: nn.Module) -> str | None:
-    name = getattr(model, "name_or_path", None) or getattr(getattr(model, "config", None), "_name_or_path", None)
-    return str(name) if name else None

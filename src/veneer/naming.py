@@ -27,11 +27,29 @@ class Naming:
         model: whose older names are asked for.
         modules: that words may mean, by path.
         heads: paths of modules that are the model's heads.
+        parts: paths of the parts of fused layers → path of the module that holds the layer's weight.
         roles_first: let a role word win over modules of that name which are among those it means.
     """
 
-    def __init__(self, model: nn.Module, modules: Mapping[str, nn.Module], heads: list[str], *, roles_first: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.Module],
+        heads: list[str],
+        parts: Mapping[str, str] | None = None,
+        *,
+        roles_first: bool = True,
+    ) -> None:
         self.model, self.modules, self.heads, self.roles_first = model, modules, heads, roles_first
+        self.parts = parts or {}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Paths of the modules, each followed by its parts."""
+        own: dict[str, list[str]] = {}
+        for part, module in self.parts.items():
+            own.setdefault(module, []).append(part)
+        return [name for p in self.modules for name in (p, *own.get(p, []))]
 
     @cached_property
     def old(self) -> list[dict[str, str]]:
@@ -41,7 +59,7 @@ class Naming:
     @cached_property
     def roles(self) -> list[Role]:
         """Every layer's role."""
-        return roles({"": self.model, **self.modules}, self.heads)
+        return roles({"": self.model, **self.modules}, self.heads, self.parts)
 
     def meant(self, words: str | list[str]) -> tuple[list[str], bool]:
         """Paths that words mean, in the model's order, and whether modules are called so today."""
@@ -49,7 +67,7 @@ class Naming:
             return self._pattern(words)
         each = [self.word(w) for w in words]
         found = {p for paths, _ in each for p in paths}
-        return [p for p in self.modules if p in found], all(today for _, today in each)
+        return [p for p in self.names if p in found], all(today for _, today in each)
 
     def word(self, word: str) -> tuple[list[str], bool]:
         """Paths that one name means, and whether modules are called so today; none if it means nothing."""
@@ -58,14 +76,17 @@ class Naming:
         of_role = with_role(word, self.roles) if word in WORDS and (self.roles_first or not usable) else []
         if of_role and set(of_role) >= {p for p in today if places(self.modules[p])}:
             return of_role, False
-        if today:
-            return today, True
+        if today or (parts := [p for p in self.names if p in self.parts and matches([word], p)]):
+            return today or parts, True
         return self._then([word]), False
 
     def _pattern(self, pattern: str) -> tuple[list[str], bool]:
         today = [p for p in self.modules if matches(pattern, p)]
         if any(places(self.modules[p]) for p in today):
             return today, True
+        parts = [p for p in self.names if p in self.parts and matches(pattern, p)]
+        if parts:
+            return parts, True
         found = self._then(pattern)
         if not found and re.fullmatch(r"[\w.-]+", pattern):
             found = self.word(pattern)[0]
@@ -86,12 +107,16 @@ class Naming:
             one = next(r for r in self.roles if r.path == fused[0])
             held = ", ".join(h.rpartition(".")[2] for h in one.holds)
             return f" This model has it only inside fused layers ({fused[0]} is {held} in one); name {one.role!r} or the layer itself."
+        whole = next((p for p, m in self.modules.items() if "." in word and matches([word.rpartition(".")[0]], p) and places(m)), None)
+        if whole is not None and not any(p.startswith(whole + ".") for p in self.parts):
+            return f" {whole} has no known parts; where it is a fused projection, say where they lie, such as fused_layouts={{{word.rpartition('.')[0]!r}: ['q', 'k', 'v']}}."
         leaves = list(dict.fromkeys(p.rpartition(".")[2] for p, m in self.modules.items() if places(m)))
+        leaves += dict.fromkeys(".".join(p.split(".")[-2:]) for p in self.parts)
         numbered = [n for n in leaves if not n.isdigit()] or leaves
         if not leaves:
             return " The model has no layer of a supported kind."
         then = {t.rpartition(".")[2] for table in self.old for t in table.values()}
-        near = suggest(word.rpartition(".")[2], dict.fromkeys([*numbered, *then])) or suggest(word, WORDS)
+        near = suggest(word, numbered) or suggest(word.rpartition(".")[2], dict.fromkeys([*numbered, *then])) or suggest(word, WORDS)
         roles_here = f" Role words here: {', '.join(self.role_words)}." if self.role_words else ""
         return f"{near} Layers that can be adapted are called: {', '.join(numbered[:12])}{' …' if len(numbered) > 12 else ''}.{roles_here}"
 

@@ -54,9 +54,14 @@ class Site:
         return self.method.count(self.form)
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is some rows of a fused weight."""
+        return self.kind.whole is not self.kind
+
+    @property
     def weight(self) -> str:
         """What a table calls it: the path, and the weight's name where the layer has several."""
-        return self.path if self.kind.called else f"{self.module}.{self.kind.tensor}"
+        return self.path if self.kind.called or self.is_part else f"{self.module}.{self.kind.tensor}"
 
 
 @dataclass(frozen=True)
@@ -146,10 +151,10 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
     saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads], every_name=fresh)
     modules = dict(base_modules(model))
     named_here = bool(config.target_modules) or not config.target_parameters
-    targets = find_targets(model, config, saved, fresh=fresh) if named_here else Targets([], {})
+    targets = find_targets(model, config, saved, fresh=fresh) if named_here else Targets([], {}, {})
     config = copy.copy(config)
     vars(config).update(targets.rewritten)
-    sites = [*_named(modules, config, targets.paths), *_bare(modules, config, saved)]
+    sites = [*_named(modules, config, targets), *_bare(modules, config, saved)]
     _refuse_twice(sites)
     counts = {p: sum(q.numel() for n, q in modules[p].named_parameters() if ".veneer." not in f".{n}") for p in saved}
     asked = [*named, *of_task]
@@ -178,11 +183,16 @@ def _frozen(modules: dict[str, nn.Module], saved: list[str]) -> dict[str, tuple[
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
-def _named(modules: dict[str, nn.Module], config: PeftConfig, paths: list[str]) -> list[Site]:
+def _named(modules: dict[str, nn.Module], config: PeftConfig, targets: Targets) -> list[Site]:
     """The weights of the modules that `target_modules` names."""
-    inside = {inner for p in paths for inner in _inner_paths(p, modules[p])}
+    paths = targets.paths
+    inside = {inner for p in paths if p in modules for inner in _inner_paths(p, modules[p])}
     found = []
     for path in paths:
+        if path not in modules:
+            fused, part = targets.parts[path]
+            found.append(_site(path, fused.module, modules[fused.module], Place("", fused.part(part)), config))
+            continue
         for place in places(modules[path]):
             inner = f"{path}.{place.inner}" if place.inner else path
             if place.inner and inner in paths:
@@ -242,11 +252,16 @@ def _site(path: str, inner: str, module: nn.Module, place: Place, config: PeftCo
 
 def _refuse_twice(sites: list[Site]) -> None:
     seen: dict[tuple[str, bool], Site] = {}
+    slots: dict[tuple[str, str], Site] = {}
     for site in sites:
-        other = seen.setdefault((site.module, site.kind.called), site)
+        seen.setdefault((site.module, site.kind.called), site)
         clash = seen.get((site.module, not site.kind.called))
-        if clash is not None or (other is not site and other.kind.tensor == site.kind.tensor):
+        if clash is not None or slots.setdefault((site.module, site.kind.slot), site) is not site:
             raise TargetError(f"{site.weight} would be adapted twice, by target_modules and by target_parameters; name it in one of them")
+    for site in sites:
+        other = slots.get((site.module, site.kind.tensor))
+        if other is not None and other is not site and site.kind.tensor == other.kind.tensor:
+            raise TargetError(f"{site.path} is a part of {other.path}, which is adapted whole; name one of them in target_modules")
 
 
 def _biases(modules: dict[str, nn.Module], config: PeftConfig, sites: list[Site], saved: list[str]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import nn
 from .config import PeftConfig, matches
 from .errors import TargetError, suggest
 from .heads import head_modules
-from .layers import is_linear, places, why_not
+from .layers import Fused, fused_weights, is_linear, places, why_not
 from .layers.swap import ADAPTERS
 from .naming import Naming, exactly, named_patterns
 from .roles import WORDS, fused_with, query_and_value
@@ -30,11 +30,13 @@ class Targets:
     """The layers that a configuration names.
 
     Args:
-        paths: of the layers, in the model's order.
+        paths: of the layers, and of the parts of fused layers, in the model's order.
+        parts: of the model's fused layers, by path: the fused layer, and the part's name.
         rewritten: fields of the configuration that name modules in other words than today's names → what to write in their place.
     """
 
     paths: list[str]
+    parts: dict[str, tuple[Fused, str]]
     rewritten: dict[str, Any]
 
 
@@ -43,6 +45,12 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules(remove_duplicate=False):
         if f".{ADAPTERS}." not in f".{path}.":
             yield path, module
+
+
+def parts_by_path(model: nn.Module, config: PeftConfig, saved: list[str]) -> dict[str, tuple[Fused, str]]:
+    """The parts of fused layers outside saved modules, as if they were child modules: path → (fused layer, name of the part)."""
+    known = [f for f in fused_weights(model, config.fused_layouts) if not _inside(f.module, saved)]
+    return {f"{fused.path}.{name}": (fused, name) for fused in known for name in fused.layout.parts}
 
 
 def saved_paths(model: nn.Module, names: list[str], *, every_name: bool = True) -> list[str]:
@@ -78,14 +86,15 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
         TargetError: nothing matches, a listed name matches nothing, or a match cannot be adapted.
     """
     everything = {p: m for p, m in base_modules(model) if p and not _inside(p, saved)}
-    naming = Naming(model, everything, head_modules(model), roles_first=fresh)
+    parts = parts_by_path(model, config, saved)
+    naming = Naming(model, everything, head_modules(model), {p: fused.module for p, (fused, _) in parts.items()}, roles_first=fresh)
     excluded, excluded_today = naming.meant(config.exclude_modules) if config.exclude_modules else ([], True)
-    modules = dict(everything)
-    for path in excluded:
-        del modules[path]
+    left_out = set(excluded)
+    modules = {p: m for p, m in everything.items() if p not in left_out}
+    free = {*modules, *(p for p, (fused, _) in parts.items() if p not in left_out and fused.module in modules)}
     targets, today = config.target_modules, True
     if targets is None:
-        hits, today = [p for p in query_and_value(naming.roles) if p in modules and layer_number_fits(config, p)], False
+        hits, today = [p for p in query_and_value(naming.roles) if p in free and layer_number_fits(config, p)], False
         if not hits:
             raise TargetError(
                 f"no attention was found by its structure, so target_modules is needed{_of_layers(config)}.{naming.why_nothing('')}"
@@ -94,22 +103,22 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
         hits = _all_linear(model, modules, naming)
     else:
         meant, today = naming.meant(targets)
-        hits = [p for p in meant if p in modules and layer_number_fits(config, p)]
+        hits = [p for p in meant if p in free and layer_number_fits(config, p)]
         for t in targets if isinstance(targets, list) and fresh else []:
             if not any(layer_number_fits(config, p) for p in naming.word(t)[0]):
                 raise TargetError(f"target_modules: {t!r} matches no layer{_of_layers(config)}.{naming.why_nothing(t)}")
         if not hits:
             raise TargetError(f"target_modules: {targets!r} matches no layer{_of_layers(config)}.{naming.why_nothing(str(targets))}")
         for p in hits:
-            if not places(modules[p]):
+            if p in modules and not places(modules[p]):
                 raise TargetError(f"target_modules: {targets!r} matches {p}, which {why_not(modules[p])}")
         if fresh:
             _say_what_is_left_out(targets, naming)
     paths = _once(hits, modules)
     rewritten = named_patterns(config, naming, paths) if fresh else {}
     if not today or not excluded_today:
-        rewritten |= {"target_modules": exactly(paths, everything), "exclude_modules": config.exclude_modules if excluded_today else None}
-    return Targets(paths, rewritten | _other_fields(config, naming, paths, rewritten))
+        rewritten |= {"target_modules": exactly(paths, naming.names), "exclude_modules": config.exclude_modules if excluded_today else None}
+    return Targets(paths, parts, rewritten | _other_fields(config, naming, paths, rewritten))
 
 
 def _say_what_is_left_out(targets: str | list[str], naming: Naming) -> None:
@@ -134,15 +143,24 @@ def _other_fields(config: PeftConfig, naming: Naming, paths: list[str], rewritte
         words = getattr(config, name)
         meant, today = naming.meant(words) if words else ([], True)
         if not today or (words and "target_modules" in rewritten):
-            changed[name] = exactly([p for p in meant if p in paths], naming.modules)
+            changed[name] = exactly([p for p in meant if p in paths], naming.names)
             if isinstance(changed[name], list) and isinstance(rewritten.get("target_modules"), list):
                 changed["target_modules"] = sorted({*rewritten["target_modules"], *changed[name]})
     return changed
 
 
 def _once(paths: list[str], modules: dict[str, nn.Module]) -> list[str]:
-    """One path for each module, the first."""
-    return list({id(modules[p]): p for p in reversed(paths)}.values())[::-1]
+    """One path for each module and part, the first."""
+    return list({(id(modules[p]) if p in modules else p): p for p in reversed(paths)}.values())[::-1]
+
+
+def _unknown_part(modules: dict[str, nn.Module], name: str) -> str:
+    """What to do where a name means a part of a layer whose layout is not known."""
+    whole, _, _ = name.rpartition(".")
+    found = next((p for p, m in modules.items() if whole and matches([whole], p) and places(m)), None)
+    if found is None:
+        return ""
+    return f" {found} has no known parts; where it is a fused projection, say where they lie, such as fused_layouts={{{whole!r}: ['q', 'k', 'v']}}."
 
 
 def _all_linear(model: nn.Module, modules: dict[str, nn.Module], naming: Naming) -> list[str]:

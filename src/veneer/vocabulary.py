@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from .heads import head_modules
-from .layers import places
+from .layers import fused_weights, places
 from .listing import aligned, together
 from .naming import Naming
 from .targets import base_modules
@@ -20,7 +20,7 @@ class TargetNames:
 
     Args:
         roles: role word → paths of the layers it means.
-        names: last names of the layers that can be adapted → how many they are.
+        names: last names of the layers that can be adapted, and of parts of fused ones → how many they are.
         older: names in older transformers releases → the names today.
     """
 
@@ -54,19 +54,26 @@ def target_names(model: nn.Module) -> TargetNames:
     >>> print(target_names(torch.nn.TransformerEncoderLayer(8, 2, 16)))
     role              layers
     attention         self_attn
+    attention.query   self_attn.in_proj_weight.q
+    attention.key     self_attn.in_proj_weight.k
+    attention.value   self_attn.in_proj_weight.v
     attention.output  self_attn.out_proj
     mlp.up            linear1
     mlp.down          linear2
-    names: self_attn, out_proj, linear1, linear2
+    names: self_attn, out_proj, linear1, linear2, in_proj_weight.q, in_proj_weight.k, in_proj_weight.v
     """
     modules = {p: m for p, m in base_modules(model) if p}
-    naming = Naming(model, modules, head_modules(model))
+    parts = {f"{f.path}.{part}": f.module for f in fused_weights(model) for part in f.layout.parts}
+    naming = Naming(model, modules, head_modules(model), parts)
     usable = [p for p, m in modules.items() if places(m)]
     names: dict[str, int] = {}
     for path in usable:
         name = path.rpartition(".")[2]
         if not name.isdigit():
             names[name] = names.get(name, 0) + 1
+    for path in parts:
+        name = ".".join(path.split(".")[-2:])
+        names[name] = names.get(name, 0) + 1
     older: dict[str, list[str]] = {}
     for table in naming.old:
         for then, today in _older(table, usable).items():

@@ -39,6 +39,13 @@ def with_signature(cls: type[nn.Module], base: type[nn.Module]) -> type[Any]:
             return cls.forward(self, *args, **kwargs)
 
         forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # inspect reads it
-        namespace = {"__module__": __name__, "__doc__": cls.__doc__, "forward": forward}
-        _WITH_SIGNATURE[key] = type(f"{cls.__name__}Of{base.__name__}", (cls,), namespace)
+        namespace = {
+            "__module__": __name__,
+            "__doc__": cls.__doc__,
+            "__qualname__": f"{cls.__name__}Of{base.__name__}",
+            "forward": forward,
+            "WRAPPER": cls,
+        }
+        # The plain name, because pipelines look it up among the names of models that they know.
+        _WITH_SIGNATURE[key] = type(cls.__name__, (cls,), namespace)
     return _WITH_SIGNATURE[key]

@@ -21,7 +21,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # A module may import from those before it, and from its own package.
 ORDER = [
     ["errors", "form", "listing"],
-    ["disk", "operators", "inits"],
+    ["disk", "front_matter", "pushing", "usage", "operators", "inits", "peft_type"],
     ["config"],
     ["methods"],
     ["engine"],
@@ -31,9 +31,12 @@ ORDER = [
     ["targets"],
     ["planning", "translation", "vocabulary"],
     ["inject"],
-    ["files", "merging", "cards", "wrapping", "stepping", "explaining"],
-    ["conversion"],
+    ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
+    ["conversion", "adapting", "state_dicts", "kbit"],
+    ["status"],
     ["model"],
+    ["tasks"],
+    ["auto"],
     ["integrations"],
     ["vision"],
     ["cli"],

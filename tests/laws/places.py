@@ -23,6 +23,7 @@ class Weight:
         to_matrix: its own shape to (out, in), or to (experts, out, in).
         back: the other way.
         bias: the bias that goes with it.
+        rows: of the matrix, where this is a part of a fused weight.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Weight:
     prefix: str = ""
     bias: str | None = None
     experts: int | None = None
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,31 @@ def bare() -> Kind:
     return Kind(Reader, (Weight("table", Where(6, 8)),), lambda lead: torch.randn(*lead, 8), targets, called=False)
 
 
+def fused(layer: Callable[[], nn.Module], layout: Any, rows: dict[str, list[int]], flip: Callable[[Tensor], Tensor]) -> Kind:
+    weights = tuple(
+        Weight("weight", Where(len(own), 8), flip, flip, prefix=f"{part}.", bias="bias", rows=tuple(own)) for part, own in rows.items()
+    )
+    target = {"target_modules": [f"layer.{part}" for part in rows], "fused_layouts": {"layer": layout}}
+    return Kind(layer, weights, lambda lead: torch.randn(*(lead or [1]), 8), target)
+
+
+def fused_transposed() -> Kind:
+    from transformers.pytorch_utils import Conv1D
+
+    rows = {"q": [0, 1, 6, 7], "v": [4, 5, 10, 11]}
+    return fused(lambda: Conv1D(12, 8), {"groups": 2, "parts": ["q", "k", "v"]}, rows, lambda w: w.T)
+
+
+def fused_attention() -> Kind:
+    """The query and the value of `in_proj_weight`; its output projection is left alone."""
+    weights = tuple(
+        Weight("in_proj_weight", Where(8, 8), prefix=f"in_proj_weight.{part}.", bias="in_proj_bias", rows=tuple(range(at, at + 8)))
+        for part, at in (("q", 0), ("v", 16))
+    )
+    whole = attention()
+    return Kind(whole.make, weights, whole.feed, {"target_modules": ["in_proj_weight.q", "in_proj_weight.v"]}, called=False)
+
+
 KINDS: dict[str, Kind] = {
     "linear": linear(),
     "transposed-linear": transposed_linear(),
@@ -160,6 +187,9 @@ KINDS: dict[str, Kind] = {
     "experts": experts(transposed=False),
     "experts-transposed": experts(transposed=True),
     "parameter": bare(),
+    "fused": fused(lambda: nn.Linear(8, 14), {"q": 8, "k": 2, "v": 4}, {"q": [*range(8)], "v": [*range(10, 14)]}, lambda w: w),
+    "fused-groups": fused_transposed(),
+    "fused-attention": fused_attention(),
 }
 
 
@@ -171,8 +201,11 @@ def adapted_weights(
     for w in kind.weights:
         longer = [o.prefix for o in kind.weights if o.prefix != w.prefix and o.prefix.startswith(w.prefix)]
         mine = {k.removeprefix(w.prefix): v for k, v in t.items() if k.startswith(w.prefix) and not any(k.startswith(p) for p in longer)}
-        M = w.to_matrix(own[w.name])
-        if w.experts is None:
+        M = w.to_matrix(found.get(w.name, own[w.name]))
+        if w.rows is not None:
+            rows = torch.tensor(w.rows)
+            found[w.name] = w.back(M.index_copy(0, rows, dense(M[rows], mine, w.where)))
+        elif w.experts is None:
             found[w.name] = w.back(dense(M, mine, w.where))
         else:
             each = [dense(M[e], {k: experts_of(k, v, e, w.experts) for k, v in mine.items()}, w.where) for e in range(w.experts)]

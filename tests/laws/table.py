@@ -94,8 +94,8 @@ class Instance:
         found = adapted_weights(self.kind, self.dense, own, t, one_expert)
         for w in self.kind.weights if self.scales_bias else []:
             if w.bias is not None:
-                mine = t[f"{w.prefix}ia3_l"].flatten()
-                found[w.bias] = own[w.bias] * mine
+                b, mine = found.get(w.bias, own[w.bias]), t[f"{w.prefix}ia3_l"].flatten()
+                found[w.bias] = b * mine if w.rows is None else b.index_copy(0, torch.tensor(w.rows), b[list(w.rows)] * mine)
         if "lora_B.bias" in t:
             found["bias"] = own["bias"] + 2.0 * t["lora_B.bias"]
         return functional_call(plain, own | found, (x.double() if x.is_floating_point() else x,))

@@ -30,6 +30,11 @@ DELTAS = {
     "sum": LOW + op.Kronecker(op.Dense(t(2, 4)), op.Dense(t(3, 2))),
     "sum of low rank": LOW + op.LowRank(t(6, 1), t(1, 8)),
     "scaled rows": op.Product(op.Diagonal(t(6)), LOW),
+    "a stretch of rows": op.IntoRows(op.LowRank(t(2, 1), t(1, 8)), op.Rows(1, 6, 3, 2)),
+    "rows of every group": op.IntoRows(op.Kronecker(op.Dense(t(2, 4)), op.Dense(t(2, 2))), op.Rows(2, 3, 1, 2)),
+    "two parts": op.IntoRows(op.LowRank(t(2, 1), t(1, 8)), op.Rows(1, 6, 0, 2)) + op.IntoRows(op.Dense(t(2, 8)), op.Rows(1, 6, 4, 2)),
+    "parts that overlap": op.IntoRows(op.Dense(t(4, 8)), op.Rows(2, 3, 0, 2)) + op.Hadamard(op.Dense(t(6, 8)), op.Dense(t(6, 8, seed=1))),
+    "from some columns": op.FromRows(op.Dense(t(6, 4)), op.Rows(2, 4, 1, 2)),
     "rows of a dense map": op.Product(op.Diagonal(t(6)), op.Dense(t(6, 8))),
 }
 ROTATIONS = {

@@ -11,6 +11,7 @@ from torch import nn
 
 from veneer import IA3Config, LoraConfig, TargetError, get_peft_model, plan
 from veneer.heads import head_modules
+from veneer.layers import fused_weights
 from veneer.roles import WORDS, query_and_value, roles, with_role
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -153,16 +154,38 @@ def test_a_role_word_adapts_what_it_means_and_writes_it_by_name(case):
         assert [s.path for s in again.sites] == [s.path for s in made.sites] and "target_modules" not in again.rewritten
 
 
-def test_the_default_is_query_and_value_or_the_layer_that_holds_them(case):
-    model, known, _ = case
+def with_parts(model):
+    """Roles as a plan sees them: those of the parts of fused layers too."""
+    parts = {f"{f.path}.{name}": f.module for f in fused_weights(model) for name in f.layout.parts}
+    return roles(dict(model.named_modules()), head_modules(model), parts)
+
+
+def test_the_default_is_query_and_value_of_layers_and_of_parts(case):
+    model, _, _ = case
+    known = with_parts(model)
     if not with_role("attention", known):
         with pytest.raises(TargetError, match="no attention was found by its structure, so target_modules is needed"):
             plan(model, LoraConfig())
         return
     found = [s.path for s in plan(model, LoraConfig()).sites]
-    assert found == query_and_value(known)
     separate = with_role("attention.query", known) + with_role("attention.value", known)
-    assert sorted(found) == sorted(separate) if separate else all(r.holds for r in known if r.path in found)
+    assert sorted(found) == sorted(query_and_value(known)) == sorted(separate) != []
+    named = [s.path for s in plan(model, LoraConfig(target_modules=["attention.query", "attention.value"])).sites]
+    assert sorted(named) == sorted(found)
+
+
+def test_the_default_of_a_fused_layer_without_known_parts_is_the_layer():
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    model = nn.ModuleList([Attention(), Attention()])
+    assert [s.path for s in plan(model, LoraConfig()).sites] == ["0.qkv", "1.qkv"]
+    with pytest.raises(TargetError, match=r"only inside fused layers \(0.qkv is query, key, value in one\); name 'attention'"):
+        get_peft_model(model, LoraConfig(target_modules=["attention.query"]))
+    said = LoraConfig(target_modules=["attention.query"], fused_layouts={"qkv": ["q", "k", "v"]})
+    assert [s.path for s in plan(model, said).sites] == ["0.qkv.q", "1.qkv.q"]
 
 
 def test_roles_of_plain_modules():
@@ -182,14 +205,6 @@ def test_roles_of_plain_modules():
     known = roles(dict(model.named_modules()), [])
     assert with_role("attention", known) == [f"{i}.{n}" for i in (0, 1) for n in ("to_q", "to_k", "to_v", "to_out")]
     assert with_role("mlp", known) == [f"{i}.{n}" for i in (0, 1) for n in ("widen", "narrow")]
-
-
-def test_a_role_that_only_a_fused_layer_plays_is_an_error_that_names_it():
-    model = hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32))
-    with pytest.raises(
-        TargetError, match=r"only inside fused layers \(transformer.h.0.attn.c_attn is query, key, value in one\); name 'attention'"
-    ):
-        get_peft_model(model, LoraConfig(target_modules=["attention.query"]))
 
 
 def test_patterns_and_parts_of_targets_know_roles_too(tmp_path):

@@ -21,8 +21,10 @@ COMMANDS = {
     "predict": "name the classes of new pictures",
     "eval": "hold a finished run against labelled pictures",
     "info": "show what an adapter would adapt in a model, and what its layers can be called",
+    "export": "write an adapter for other programs",
     "doctor": "say what an adapter is, and whether and how it loads",
     "demo": "fine-tune the bundled model on real handwritten digits",
+    "run": "run a script that imports peft, with Veneer in its place",
 }
 
 
@@ -38,9 +40,12 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if name == next((a for a in argv if not a.startswith("-")), None):
             module = import_module(f".{name}", __name__)
             module.add_arguments(command, argv)
-            command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-            command.add_argument("--verbose", action="store_true", help="show what other libraries say")
-            command.add_argument("--debug", action="store_true", help="show where in the program an error came up (as VENEER_DEBUG=1 does)")
+            if getattr(module, "COMMON_OPTIONS", True):
+                command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+                command.add_argument("--verbose", action="store_true", help="show what other libraries say")
+                command.add_argument(
+                    "--debug", action="store_true", help="show where in the program an error came up (as VENEER_DEBUG=1 does)"
+                )
             command.set_defaults(run=module.run)
     return top
 
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Before torch is imported: on a busy machine, threads that spin at OpenMP's barriers make small operations many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    debug = "--debug" in argv or os.environ.get("VENEER_DEBUG", "0") not in ("", "0")
+    debug = ("--debug" in argv and argv[0] != "run") or os.environ.get("VENEER_DEBUG", "0") not in ("", "0")
     try:
         top = parser(argv)
         args, unknown = top.parse_known_args(argv)

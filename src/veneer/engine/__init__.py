@@ -1,16 +1,17 @@
 """How an equation is evaluated: the split and merged strategies, what is disturbed in training, and who decides between them."""
 
-from .choice import Choice, Evaluation, Strategy, costs
-from .evaluate import choice_for, evaluate, meeting_tokens, merged_bias, merged_matrix, strategy
+from .choice import Choice, Strategy, costs
+from .evaluate import choice_for, equations_now, evaluate, merged_bias, merged_matrix, strategy
+from .fitting import fitted
 
 __all__ = [
     "Choice",
-    "Evaluation",
     "Strategy",
     "choice_for",
     "costs",
+    "equations_now",
     "evaluate",
-    "meeting_tokens",
+    "fitted",
     "merged_bias",
     "merged_matrix",
     "strategy",

@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..operators import Adapted, Diagonal, Product
+from ..operators import Adapted, ByRows, Diagonal, Product
 
 if TYPE_CHECKING:
     from ..methods.base import Noise
 
 
-def disturbed(equation: Adapted, noise: Noise, like: torch.Tensor) -> Adapted:
+def disturbed(equation: Adapted | ByRows, noise: Noise, like: torch.Tensor) -> Adapted | ByRows:
     """The equation of one training step; what is done to the input is not done here.
 
     Args:
         like: a tensor with the device and type of the masks.
     """
+    if isinstance(equation, ByRows):
+        return replace(equation, parts=tuple((rows, _disturbed(e, noise, like)) for rows, e in equation.parts))
+    return _disturbed(equation, noise, like)
+
+
+def _disturbed(equation: Adapted, noise: Noise, like: torch.Tensor) -> Adapted:
     delta = equation.delta
     if delta is not None and (noise.rows or noise.whole):
         keep = torch.ones((), device=like.device)

@@ -18,6 +18,7 @@ class Diagnosis:
         options: numbers of the method, and what is not at its default.
         targets: the names of the adapted layers.
         whole: whole modules inside, such as a new head → their numbers.
+        labels: how many classes a head inside has.
         tensors, parameters, types: of the file.
         spelling: how its tensors are called, where that is not the usual way.
         problems: what is wrong with the files.
@@ -35,6 +36,7 @@ class Diagnosis:
     options: dict[str, Any] = field(default_factory=dict)
     targets: str | list[str] | None = None
     whole: dict[str, int] = field(default_factory=dict)
+    labels: int | None = None
     tensors: int = 0
     parameters: int = 0
     types: list[str] = field(default_factory=list)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import files
-from ..config import CONFIG_NAME, PeftConfig, config_classes
+from ..config import CONFIG_NAME, OF_PARTS, PeftConfig, config_classes
 from ..disk import locate
 from ..errors import VeneerError
 from ..form import Form
@@ -41,13 +41,10 @@ def diagnose(adapter: str | os.PathLike[str], model: nn.Module | str | None = No
     config = _read_config(directory, found)
     tensors = _read_tensors(directory, found)
     _look_at(tensors, config, found)
+    found.labels = _labels(tensors, found)
     if model is not None:
         local = {"local_files_only": True} if hub.get("local_files_only") else {}
-        made = (
-            [model]
-            if isinstance(model, nn.Module)
-            else skeletons(model, classes=_classes(directory), labels=_labels(tensors, found), **local)
-        )
+        made = [model] if isinstance(model, nn.Module) else skeletons(model, classes=_classes(directory), labels=found.labels, **local)
         _try(made, directory, config, tensors, found)
     return found
 
@@ -71,6 +68,9 @@ def _read_config(directory: Path, found: Diagnosis) -> PeftConfig | None:
         found.problems.append(str(e))
     raw = _raw(directory)
     found.method, found.base = raw.get("peft_type"), raw.get("base_model_name_or_path")
+    if str(found.method).endswith(OF_PARTS):
+        found.method = str(found.method).removesuffix(OF_PARTS)
+        found.spelling.append("it adapts parts of fused layers, for which other readers have no words; `veneer export` writes it for them")
     found.written_for, found.targets = raw.get("peft_version"), raw.get("target_modules") or raw.get("target_parameters")
     default = vars(config_classes()[found.method]()) if found.method in config_classes() else {}
     own = {k: v for k, v in raw.items() if k in default and k not in vars(PeftConfig())}

@@ -1,8 +1,9 @@
 """An unmodified `transformers.Trainer` saves, resumes and reloads a Veneer model's adapter, and nothing else.
 
 Trainer knows one foreign model class by `isinstance` and treats every other model as whole: it would write all the weights, and reload them with
-`strict=False`. Three of its methods are the only doors to model files, and one knows how long the training will be. Each is wrapped once, when
-transformers' trainer module is imported, and passes every model that is not Veneer's through untouched. A subclass of Trainer would need every user's script to change.
+`strict=False`. Three of its methods are the only doors to model files, two are on the way to the hub, and one knows how long the training will be.
+Each is wrapped once, when transformers' trainer module is imported, and passes every model that is not Veneer's through untouched. A subclass of Trainer
+would need every user's script to change.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import wrapt
 
 from ..config import CONFIG_NAME
+from ..disk import write_atomically
 from ..errors import AdapterFileError
 from ..files import WEIGHTS_NAME
 from ..model import PeftModel
@@ -28,6 +30,8 @@ def install(module: ModuleType) -> None:
         "_save": _save,
         "_load_from_checkpoint": _load_from_checkpoint,
         "_load_best_model": _load_best_model,
+        "_push_from_checkpoint": _push_from_checkpoint,
+        "create_model_card": _create_model_card,
         "create_scheduler": _create_scheduler,
     }
     for name, wrapper in doors.items():
@@ -86,6 +90,25 @@ def _load_best_model(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: 
     logger.info("loading the best adapter from %s (score: %s)", trainer.state.best_model_checkpoint, trainer.state.best_metric)
     _read(model, trainer.state.best_model_checkpoint)
     return None
+
+
+def _push_from_checkpoint(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    model = held(trainer)
+    if model is not None and trainer.is_world_process_zero():
+        # Trainer copies the files of a whole model, and of the adapter format only where another library of it is installed.
+        checkpoint = Path(args[0] if args else kwargs["checkpoint_folder"])
+        for name in model.peft_config:
+            folder = "" if name == "default" else name
+            target = Path(trainer.args.output_dir) / folder
+            write_atomically(target, {file: (checkpoint / folder / file).read_bytes() for file in (CONFIG_NAME, WEIGHTS_NAME)})
+    return wrapped(*args, **kwargs)
+
+
+def _create_model_card(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    wrapped(*args, **kwargs)
+    model = held(trainer)
+    if model is not None and trainer.is_world_process_zero():
+        model.create_or_update_model_card(trainer.args.output_dir, repo_id=trainer.hub_model_id)
 
 
 def _create_scheduler(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Frozen, Shared, adapt, restore
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
+from .layouts import Fused, Layout, fused_weights
 from .saved import SavedModule, save_module
 from .swap import Swapped
 
@@ -12,12 +13,15 @@ __all__ = [
     "AdaptedParameters",
     "Adapter",
     "Frozen",
+    "Fused",
     "LayerKind",
+    "Layout",
     "Place",
     "SavedModule",
     "Shared",
     "Swapped",
     "adapt",
+    "fused_weights",
     "is_linear",
     "parameter_place",
     "places",

@@ -18,9 +18,13 @@ from torch import Tensor, nn
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
-from ..operators import Adapted
+from ..operators import Adapted, ByRows
+from . import merged as weights
+from . import views
 from .base import LayerKind
-from .swap import Swapped, swap, swap_back
+from .lent import Lent, lent_method
+from .parts import PartKind
+from .swap import ADAPTERS, Swapped, swap, swap_back
 
 if TYPE_CHECKING:
     from ..methods.base import Method, Noise
@@ -46,9 +50,14 @@ class Adapter(nn.Module):
         drawn: give the tensors of the file their first values, which are 0 otherwise, until a file is read.
     """
 
+    place: tuple[str, str, str]
+    """The path that the file knows, that of the module that holds the weight, and what the file puts between the first and a tensor's name."""
+
     def __init__(self, method: Method, form: Form, like: Tensor, dtype: torch.dtype, shared: Shared | None, *, drawn: bool = True) -> None:
         super().__init__()
-        self.method, self.form = method, form
+        self.method, self.form, self.weight = method, form, 1.0
+        self._unweighted = method
+        self.place = ("", "", "")
         self.shared = shared
         self.specs = method.all_parameters(form)
         for spec in self.specs:
@@ -75,6 +84,20 @@ class Adapter(nn.Module):
     def equation(self, W: Adapted) -> Adapted:
         """W' from W with this adapter's tensors."""
         return self.method.equation(W, self.values())
+
+    def named(self, adapter: str, tensor: str) -> dict[str, str]:
+        """The names of its tensors in the file → those in the model, both from the model's root, for an adapter of one weight of the module at `place`."""
+        path, module, key = self.place
+        return {f"{path}.{key}{s.key}": f"{module}.{ADAPTERS}.{adapter}.{tensor}.{s.name}" for s in self.specs if s.key}
+
+    @property
+    def first_scale(self) -> float | None:
+        """The method's scale before it was weighted."""
+        return self._unweighted.scale
+
+    def weigh(self, weight: float) -> None:
+        """Multiply the method's scale, as it was at first, with `weight`."""
+        self.method, self.weight = self._unweighted.weighted(weight), weight
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors by their name in the adapter file."""
@@ -105,36 +128,77 @@ class Frozen:
 class AdaptedModule(Swapped):
     """What every module with adapted weights has."""
 
-    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_kinds": {}, "veneer_merged": {}, "veneer_reached": False}
+    ATTRIBUTES: ClassVar[dict[str, Any]] = Swapped.ATTRIBUTES | {
+        "veneer_kinds": {},
+        "veneer_parts": {},
+        "veneer_merged": {},
+        "veneer_merged_names": (),
+        "veneer_reached": False,
+    }
 
     veneer_kinds: dict[str, LayerKind]
     """The kind of each adapted weight, by its name."""
+    veneer_parts: dict[str, PartKind]
+    """The kind of each adapted part of a weight, by its slot."""
     veneer_merged: dict[str, nn.Parameter]
     """The original parameters while adapters are merged, by name."""
+    veneer_merged_names: tuple[str, ...]
+    """The adapters that are merged."""
     veneer_reached: bool
 
-    def adapters(self, tensor: str) -> Iterator[Adapter]:
-        """The active adapters of one weight."""
-        for name in self.veneer_active:
-            found = self.veneer[name]
-            if tensor in found._modules:
-                yield found._modules[tensor]  # type: ignore[misc]  # an Adapter
+    adapter_state_dict_load_map = lent_method(views.file_names)
+    r = Lent(views.ranks)
+    lora_alpha = Lent(views.alphas)
+    alpha = Lent(views.alphas)
+    scaling = Lent(views.Scaling)
+    set_scale = lent_method(views.weigh)
+    scale_layer = lent_method(views.scale_layer)
+    unscale_layer = lent_method(views.unscale_layer)
+    adapter_layer_names = Lent(views.heads_of)
+    base_layer = Lent(views.base_layer)
+    get_base_layer = lent_method(views.base_layer)
+    merge = lent_method(weights.merge)
+    unmerge = lent_method(weights.unmerge)
+    get_delta_weight = lent_method(weights.get_delta_weight)
+    merged = Lent(lambda self: bool(self.veneer_merged))
+    merged_adapters = Lent(lambda self: list(self.veneer_merged_names))
 
-    def equations(self, tensor: str) -> list[tuple[Adapted, Noise]]:
+    def adapters(self, tensor: str) -> Iterator[Adapter]:
+        """The active adapters of one weight, and of its parts."""
+        for name in self.veneer_active:
+            for _, adapter in self._adapters_of(name, tensor):
+                yield adapter
+
+    def _adapters_of(self, name: str, tensor: str) -> Iterator[tuple[LayerKind, Adapter]]:
+        found = self.veneer[name]._modules
+        for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:
+            if kind.tensor == tensor and slot in found:
+                yield kind, found[slot]  # type: ignore[misc]  # an Adapter
+
+    def equation_of(self, name: str, tensor: str) -> Adapted | ByRows | None:
+        """One adapter's equation of one weight; None where it has none."""
+        parts = []
+        for kind, adapter in self._adapters_of(name, tensor):
+            equation = adapter.equation(Adapted(Frozen(kind, self)))
+            if not isinstance(kind, PartKind):
+                return equation
+            parts.append((kind.rows, equation))
+        return ByRows(Frozen(self.veneer_kinds[tensor], self), tuple(parts)) if parts else None
+
+    def equations(self, tensor: str) -> list[tuple[Adapted | ByRows, Noise]]:
         """The active adapters' equations of one weight, each with what is disturbed while training."""
-        W = Adapted(Frozen(self.veneer_kinds[tensor], self))
-        return [(a.equation(W), a.method.noise) for a in self.adapters(tensor)]
+        found = []
+        for name in self.veneer_active:
+            equation = self.equation_of(name, tensor)
+            if equation is not None:
+                found.append((equation, next(self._adapters_of(name, tensor))[1].method.noise))
+        return found
 
 
 class AdaptedLayer(AdaptedModule):
     """Mixed in before the class of a layer that is called."""
 
     PREFIX: ClassVar[str] = "Adapted"
-
-    @property
-    def veneer_kind(self) -> LayerKind:
-        """The kind of the layer's one weight."""
-        return next(iter(self.veneer_kinds.values()))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
@@ -193,8 +257,8 @@ def adapt(module: nn.Module, kind: LayerKind, path: str) -> AdaptedModule:
         TargetError: something replaced this one layer's `forward`, so a new class would not be asked.
     """
     if isinstance(module, AdaptedModule) and kind.tensor in module.veneer_kinds:
-        return module
-    if kind.called:
+        pass
+    elif kind.called:
         hooked = rebindable(module, path)
         swap(module, AdaptedLayer)
         if hooked:
@@ -203,7 +267,9 @@ def adapt(module: nn.Module, kind: LayerKind, path: str) -> AdaptedModule:
         own = [n for n in (kind.tensor, kind.offset) if n and module._parameters.get(n) is not None]
         swap(module, AdaptedParameters, *own)
     assert isinstance(module, AdaptedModule)
-    module.veneer_kinds[kind.tensor] = kind
+    module.veneer_kinds.setdefault(kind.tensor, kind.whole)
+    if isinstance(kind, PartKind):
+        module.veneer_parts[kind.slot] = kind
     return module
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..form import Form
-from ..operators import Diagonal, Operator
+from ..operators import Diagonal, Operator, Rows
 
 
 class Storage(Protocol):
@@ -44,6 +44,22 @@ class LayerKind:
     """Whether the layer is called; otherwise its parent reads the parameter."""
     rotates_input: ClassVar[bool] = True
     """Whether R x is again an input that the layer's own forward takes."""
+
+    @property
+    def slot(self) -> str:
+        """The name of its adapter in the module."""
+        return self.tensor
+
+    @property
+    def whole(self) -> LayerKind:
+        """The kind of the whole weight, where this is of a part."""
+        return self
+
+    def part(self, rows: Rows) -> LayerKind:
+        """The kind of some of the weight's rows."""
+        from .parts import PartKind
+
+        return PartKind(self, rows)
 
     def matches(self, layer: nn.Module) -> bool:
         """Whether this kind serves the layer."""
@@ -96,6 +112,10 @@ class LayerKind:
     def plain(self, layer: nn.Module) -> Tensor | None:
         """The weight, where the layer does nothing but multiply by it and add its bias."""
         return None
+
+    def forward(self, layer: Any, x: Any) -> Any:
+        """The layer's own forward, of the frozen weight."""
+        return layer.base_forward(x)
 
     def forward_with(self, layer: nn.Module, matrix: Tensor, bias: Tensor | None, x: Any) -> Tensor:
         """The layer's own forward with `matrix` in place of its weight, and `bias` of its bias; the result has the layer's usual type."""

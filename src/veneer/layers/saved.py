@@ -7,13 +7,23 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from .swap import ADAPTERS, Swapped, own_class, swap
+from .lent import Lent, lent_method
+from .swap import ADAPTERS, Swapped, swap, unadapted
 
 
 class SavedModule(Swapped):
     """Mixed in before a module's own class; the active adapter's copy runs in its place."""
 
     PREFIX: ClassVar[str] = "Saved"
+
+    modules_to_save = Lent(lambda self: self.veneer)
+    original_module = Lent(unadapted)
+
+    @lent_method
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """The names in the file → those in the model, of one adapter's copy, both relative to this module."""
+        held = self.veneer[adapter_name].state_dict() if adapter_name in self.veneer else {}
+        return {key: f"{ADAPTERS}.{adapter_name}.{key}" for key in held}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.veneer_active:
@@ -33,8 +43,4 @@ def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
 
 def _original(module: SavedModule) -> nn.Module:
     """A copy of the module as it was before any adapter."""
-    new = own_class(module).__new__(own_class(module))
-    kept = {k: v for k, v in module.__dict__.items() if k not in type(module).ATTRIBUTES}
-    kept["_modules"] = {k: v for k, v in module._modules.items() if k != ADAPTERS}
-    new.__dict__.update(copy.deepcopy(kept))
-    return new
+    return copy.deepcopy(unadapted(module))

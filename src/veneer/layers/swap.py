@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from . import switches
+from .lent import Lent, lent_method
+
 ADAPTERS = "veneer"
 """The name of the child module that holds a module's adapters."""
 
@@ -21,13 +24,22 @@ class Swapped(nn.Module):
     """Mixed in before a module's own class; what every swapped module has."""
 
     PREFIX: ClassVar[str]
-    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": ()}
+    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_record": None}
     """Plain attributes of a swapped module, with their first values."""
     MEMBERS: ClassVar[tuple[str, ...]] = ()
     """Names that the swapped class defines anew, by `member`."""
 
     veneer: nn.ModuleDict
     veneer_active: tuple[str, ...]
+    veneer_record: Any
+    """What is attached to the whole model (see `inject`)."""
+
+    set_adapter = lent_method(switches.set_adapter)
+    enable_adapters = lent_method(switches.enable_adapters)
+    delete_adapter = lent_method(switches.delete_adapter)
+    active_adapters = Lent(switches.active_adapters)
+    active_adapter = Lent(switches.active_adapters)
+    disable_adapters = Lent(switches.disable_adapters)
 
     def base_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of the module's own class."""
@@ -60,6 +72,15 @@ def swapped_class(mixin: type[Swapped], cls: type[nn.Module], members: tuple[str
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class a swapped module had; found by search, because FSDP2 puts a class of its own in front."""
     return next(c for c in type(module).__mro__ if not issubclass(c, Swapped) and issubclass(c, nn.Module))
+
+
+def unadapted(module: Swapped) -> nn.Module:
+    """The module without adapters, as another object of its own class with the same parameters and submodules."""
+    new = own_class(module).__new__(own_class(module))
+    new.__dict__.update({k: v for k, v in module.__dict__.items() if k not in type(module).ATTRIBUTES})
+    for kept in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[kept] = {k: v for k, v in module.__dict__[kept].items() if k != ADAPTERS}
+    return new
 
 
 def swap(module: nn.Module, mixin: type[Swapped], *members: str) -> None:

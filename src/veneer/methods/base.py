@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from ..errors import StateError
 from ..form import Form
 
 if TYPE_CHECKING:
@@ -148,6 +149,28 @@ class Method:
     def shifts(self) -> bool:
         """Whether the equation changes the layer's bias."""
         return False
+
+    @property
+    def scale(self) -> float | None:
+        """The number that the change is multiplied with, s; None where the equation has none."""
+        return getattr(self, "s", None)
+
+    @property
+    def rank(self) -> int | None:
+        """The rank r; None where the equation has none."""
+        return getattr(self, "r", None)
+
+    def weighted(self, weight: float) -> Method:
+        """The same method with `weight` times its scale.
+
+        Raises:
+            StateError: the equation has no scale.
+        """
+        if weight == 1:
+            return self
+        if self.scale is None:
+            raise StateError(f"{type(self).__name__} has no scale, so it cannot be weighted by {weight}; switch it on or off instead")
+        return replace(self, s=weight * self.scale)  # type: ignore[type-var]  # methods are dataclasses
 
     def all_parameters(self, form: Form) -> list[Parameter]:
         """`parameters`, or `of_experts`, as the form asks."""

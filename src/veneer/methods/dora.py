@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import inits
 from .. import operators as op
-from .base import Form, Method, Noise, Parameter, stacked
+from .base import Facts, Form, Method, Noise, Parameter, stacked
 
 if TYPE_CHECKING:
     from ..operators import Adapted
@@ -22,9 +22,25 @@ class Dora(Method):
 
     inner: Method
 
+    @classmethod
+    def facts(cls) -> Facts:
+        """What it says about itself."""
+        return Facts("DoRA", "W' = diag(m / ‖W + Δ‖)·(W + Δ)", "2402.09353", "eq. 5", 2024, "out more", learning_rate=5e-3)
+
     @property
     def noise(self) -> Noise:
         return self.inner.noise
+
+    @property
+    def scale(self) -> float | None:
+        return self.inner.scale
+
+    @property
+    def rank(self) -> int | None:
+        return self.inner.rank
+
+    def weighted(self, weight: float) -> Method:
+        return Dora(self.inner.weighted(weight))
 
     def _lengths(self, form: Form) -> Parameter:
         stored = (1, form.out, *(1 for _ in form.kernel)) if form.kernel else None

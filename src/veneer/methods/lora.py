@@ -70,6 +70,10 @@ class LoraConfig(BiasConfig, PatternConfig):
     def facts(cls) -> Facts:
         return Facts("LoRA", "W' = W + s·B A", "2106.09685", "eq. 3", 2021, "r (out + in)", learning_rate=5e-3)
 
+    @property
+    def combinators(self) -> list[Facts]:
+        return [Dora.facts()] if self.use_dora else []
+
     def method(self, path: str) -> Method:
         r = pattern_value(self.rank_pattern, path, self.r)
         alpha = pattern_value(self.alpha_pattern, path, self.lora_alpha)

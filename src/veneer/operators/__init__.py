@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .adapted import Adapted, FrozenMap, compose, rotate, row_norms, wider
     from .base import Cost, Operator, pieces, stack, traced
     from .block_diagonal import BlockDiagonal, Butterfly
+    from .by_rows import ByRows
     from .dense import Dense
     from .diagonal import Diagonal
     from .hadamard import Hadamard
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from .low_rank import LowRank
     from .products import IdentityPlus, Product
     from .rotations import cayley, cayley_neumann, orthonormal, reflections, skew, within
+    from .rows import FromRows, IntoRows, Rows
     from .sums import Sum
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
     "base": ["Cost", "Operator", "pieces", "stack", "traced"],
+    "by_rows": ["ByRows"],
     "block_diagonal": ["BlockDiagonal", "Butterfly"],
     "dense": ["Dense"],
     "diagonal": ["Diagonal"],
@@ -33,6 +36,7 @@ _HOME = {
     "low_rank": ["LowRank"],
     "products": ["IdentityPlus", "Product"],
     "rotations": ["cayley", "cayley_neumann", "orthonormal", "reflections", "skew", "within"],
+    "rows": ["FromRows", "IntoRows", "Rows"],
     "sums": ["Sum"],
 }
 _FILE = {name: file for file, names in _HOME.items() for name in names}
@@ -41,16 +45,20 @@ __all__ = [
     "Adapted",
     "BlockDiagonal",
     "Butterfly",
+    "ByRows",
     "Cost",
     "Dense",
     "Diagonal",
+    "FromRows",
     "FrozenMap",
     "Hadamard",
     "IdentityPlus",
+    "IntoRows",
     "Kronecker",
     "LowRank",
     "Operator",
     "Product",
+    "Rows",
     "Sum",
     "cayley",
     "cayley_neumann",

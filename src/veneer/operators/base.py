@@ -36,6 +36,8 @@ class Operator:
 
     by_pieces: ClassVar[bool] = False
     """Whether `gradients` costs no more when it is summed over pieces of the tokens: where no dense matrix is made on the way."""
+    keeps: ClassVar[int] = 0
+    """How many tensors `accumulate` returns."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,6 +63,13 @@ class Operator:
     def scaled(self, s: float) -> Operator:
         """s · S, with the number folded into the smallest factor."""
         raise NotImplementedError
+
+    def rows_scaled(self, d: Tensor) -> Operator:
+        """diag(d) S, with d (out,) multiplied into a factor where there is one."""
+        from .diagonal import Diagonal
+        from .products import Product
+
+        return Product(Diagonal(d), self)
 
     def dense(self) -> Tensor:
         """S as an (out, in) tensor."""

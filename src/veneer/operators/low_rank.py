@@ -27,6 +27,7 @@ class LowRank(Operator):
     """
 
     by_pieces: ClassVar[bool] = True
+    keeps: ClassVar[int] = 1
 
     B: Tensor
     A: Tensor
@@ -82,6 +83,9 @@ class LowRank(Operator):
 
     def transpose(self) -> LowRank:
         return LowRank(self.A.mT, self.B.mT)
+
+    def rows_scaled(self, d: Tensor) -> LowRank:
+        return LowRank(d.unsqueeze(-1) * self.B, self.A)
 
     def scaled(self, s: float) -> LowRank:
         if self.B.numel() <= self.A.numel():

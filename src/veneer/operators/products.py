@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .base import Cost, Operator
 from .diagonal import Diagonal
-from .low_rank import LowRank
 
 
 @dataclass(eq=False)
@@ -33,9 +32,7 @@ class Product(Operator):
 
     def for_tokens(self) -> Operator:
         S, T = self.S.for_tokens(), self.T.for_tokens()
-        if isinstance(S, Diagonal) and isinstance(T, LowRank):
-            return LowRank(S.d.unsqueeze(-1) * T.B, T.A)
-        return Product(S, T)
+        return T.rows_scaled(S.d) if isinstance(S, Diagonal) else Product(S, T)
 
     def columns(self, ids: Tensor) -> Tensor:
         return self.S.apply(self.T.columns(ids))

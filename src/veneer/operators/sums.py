@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor
 
@@ -32,6 +33,26 @@ class Sum(Operator):
             y = term.add_to(y, x)
         return y
 
+    @property
+    def by_pieces(self) -> bool:  # type: ignore[override]  # what its terms say
+        return all(t.by_pieces for t in self.terms)
+
+    @property
+    def keeps(self) -> int:  # type: ignore[override]  # what its terms say
+        return sum(t.keeps for t in self.terms)
+
+    def accumulate(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(kept for t in self.terms for kept in t.accumulate(y, x))
+
+    def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
+        left = iter(kept)
+        own = [tuple(islice(left, t.keeps)) for t in self.terms]
+        return tuple(g for t, k in zip(self.terms, own, strict=True) for g in t.gradients(x, dy, dx, k))
+
+    def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
+        given = [G.clone() for _ in self.terms[1:]]
+        return tuple(g for t, own in zip(self.terms, [*given, G], strict=True) for g in t.gradients_of_dense(own))
+
     def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
         for i, term in enumerate(self.terms):
             M = term.added_to(M, own=own or i > 0)
@@ -54,6 +75,9 @@ class Sum(Operator):
 
     def transpose(self) -> Operator:
         return Sum(tuple(t.transpose() for t in self.terms))
+
+    def rows_scaled(self, d: Tensor) -> Sum:
+        return Sum(tuple(t.rows_scaled(d) for t in self.terms))
 
     def scaled(self, s: float) -> Operator:
         return Sum(tuple(t.scaled(s) for t in self.terms))

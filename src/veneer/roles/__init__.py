@@ -14,16 +14,17 @@ from torch import nn
 from ..layers import is_linear, places
 from .attention import attention
 from .feed_forward import feed_forward
-from .role import WORDS, Role
+from .role import WORDS, Role, of_part
 
 __all__ = ["WORDS", "Role", "fused_with", "query_and_value", "roles", "with_role"]
 
 
-def roles(modules: Mapping[str, nn.Module], heads: list[str]) -> list[Role]:
-    """The role of every layer that has one, in the model's order.
+def roles(modules: Mapping[str, nn.Module], heads: list[str], parts: Mapping[str, str] | None = None) -> list[Role]:
+    """The role of every layer that has one, in the model's order, and after them those of the parts of fused layers.
 
     Args:
         modules: of the model, by path.
+        parts: paths of the parts of fused layers → path of the module that holds the layer's weight.
         heads: paths of modules that are the model's heads; those without attention have no roles.
     """
     forms = {p: places(m)[0].kind.form(m) for p, m in modules.items() if is_linear(m)}
@@ -31,7 +32,8 @@ def roles(modules: Mapping[str, nn.Module], heads: list[str]) -> list[Role]:
     plain = [h for h in heads if not any(p.startswith(h + ".") for p in found)]
     free = {p: f for p, f in forms.items() if p not in found and not any(p == h or p.startswith(h + ".") for h in plain)}
     found |= {r.path: r for r in feed_forward(modules, free)}
-    return [found[p] for p in modules if p in found]
+    of_parts = [Role(p, role) for p, module in (parts or {}).items() if module in found and (role := of_part(p, found[module])) is not None]
+    return [*(found[p] for p in modules if p in found), *of_parts]
 
 
 def with_role(word: str, known: list[Role]) -> list[str]:
@@ -43,12 +45,17 @@ def with_role(word: str, known: list[Role]) -> list[str]:
 
 def fused_with(word: str, known: list[Role]) -> list[str]:
     """Paths of the layers that do what a role word says together with other things."""
-    return [r.path for r in known if WORDS[word] in r.holds]
+    return [r.path for r in known if WORDS[word] in r.holds and not _in_parts(r, known)]
 
 
 def query_and_value(known: list[Role]) -> list[str]:
     """What is adapted where nothing was named: queries and values, or the fused layers that hold them."""
-    fused = [r for r in known if "attention.query" in r.holds]
+    fused = [r for r in known if "attention.query" in r.holds and not _in_parts(r, known)]
     own = [*with_role("attention.query", known), *with_role("attention.value", known), *(r.path for r in fused if r.called)]
     wanted = own or [r.path for r in fused]
     return [r.path for r in known if r.path in wanted]
+
+
+def _in_parts(fused: Role, known: list[Role]) -> bool:
+    """Whether the parts of a fused layer have roles of their own."""
+    return any(r.path.startswith(fused.path + ".") and r.role in fused.holds for r in known)

@@ -37,3 +37,10 @@ def up(path: str, levels: int) -> str | None:
 def is_called(path: str, module: nn.Module, *words: str) -> bool:
     own = {path.rpartition(".")[2].lower(), *(c.__name__.lower() for c in type(module).__mro__ if c is not nn.Module)}
     return any(w in name for w in words for name in own)
+
+
+def of_part(path: str, fused: Role) -> str | None:
+    """What one part of a fused layer does; None where its name says nothing."""
+    names = {"q": ATTENTION[0], "k": ATTENTION[1], "v": ATTENTION[2], "up": MLP[0], "gate": MLP[1], "input": MLP[0]}
+    role = names.get(path.rpartition(".")[2])
+    return role if role in fused.holds else None

@@ -20,7 +20,8 @@ from ..disk import write_atomically
 from ..errors import StateError, VeneerError
 from ..heads import head_modules, new_heads
 from ..integrations import install
-from ..model import PeftModel, get_peft_model
+from ..model import PeftModel
+from ..tasks import get_peft_model
 from .arguments import training_arguments
 from .augment import Augment
 from .batches import PictureSet
