@@ -37,7 +37,9 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
                 f"{directory} holds adapter_model.bin only. A pickle can run code when it is opened, so Veneer does not; convert it where you trust it: "
                 "python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')\""
             )
-        raise AdapterFileError(f"{directory} has no {WEIGHTS_NAME}; an adapter's directory holds it beside {CONFIG_NAME}")
+        raise AdapterFileError(
+            f"{directory} has no {WEIGHTS_NAME}; an adapter's directory holds it beside {CONFIG_NAME} (a .bin in its place is not read: a pickle can run code)"
+        )
     return _read(path)
 
 

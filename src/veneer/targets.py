@@ -89,8 +89,9 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
     parts = parts_by_path(model, config, saved)
     naming = Naming(model, everything, head_modules(model), {p: fused.module for p, (fused, _) in parts.items()}, roles_first=fresh)
     excluded, excluded_today = naming.meant(config.exclude_modules) if config.exclude_modules else ([], True)
-    modules = {p: m for p, m in everything.items() if p not in set(excluded)}
-    free = {*modules, *(p for p, (fused, _) in parts.items() if p not in excluded and fused.module in modules)}
+    left_out = set(excluded)
+    modules = {p: m for p, m in everything.items() if p not in left_out}
+    free = {*modules, *(p for p, (fused, _) in parts.items() if p not in left_out and fused.module in modules)}
     targets, today = config.target_modules, True
     if targets is None:
         hits, today = [p for p in query_and_value(naming.roles) if p in free and layer_number_fits(config, p)], False

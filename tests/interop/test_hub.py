@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -131,3 +134,19 @@ def test_every_adapter_has_a_card(hub, run):
 
 def test_a_repository_that_is_not_there(run):
     assert "someone/else is not a directory here, and could not be fetched from the hub" in run(MISSING)
+
+
+def test_info_and_doctor_read_from_the_hub(hub, run, tmp_path):
+    run(PUSH, "{}")
+    config = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    hub.repos["someone/model"] = {"config.json": json.dumps(config).encode()}
+    environment = os.environ | hub.environment(str(tmp_path / "home"))
+    commands = [["info", "someone/model"], ["doctor", "someone/thin", "--model", "someone/model"]]
+    info, doctor = (
+        subprocess.run([sys.executable, "-m", "veneer", *c], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        for c in commands
+    )
+    assert info.returncode == 0, info.stderr[-2000:]
+    assert "someone/model: ViTForImageClassification" in info.stdout and "vit.layers.{0..1}.attention.q_proj" in info.stdout
+    assert doctor.returncode == 1 and "tensors  2, 22 numbers, float32" in doctor.stdout, doctor.stderr[-2000:]
+    assert "loads    no: target_modules: ['0'] matches vit.layers.0, which is a ViTLayer, a container of layers" in doctor.stdout

@@ -17,6 +17,12 @@ _OUTPUTS = ("o", "out", "output", "proj", "dense", "c_proj", "o_proj", "out_proj
 
 
 def attention(modules: Mapping[str, nn.Module], forms: Mapping[str, Form]) -> Iterator[Role]:
+    """The roles of layers in attentions.
+
+    Args:
+        modules: of the model, by path.
+        forms: of its linear layers, by path.
+    """
     by_parent: dict[str, list[str]] = {}
     for path in forms:
         by_parent.setdefault(path.rpartition(".")[0], []).append(path)
