@@ -56,8 +56,6 @@ def put_on(
         logger.warning(
             "newly initialised and not trained: %s; name them in modules_to_save if the task needs them", ", ".join(p.still_random)
         )
-    if config.task_type is None and config.auto_mapping is None:
-        config.auto_mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
     inject.attach(model, p, config, name, fresh=fresh if drawn is None else drawn, autocast_adapter_dtype=autocast_adapter_dtype)
     config.base_model_name_or_path = config.base_model_name_or_path or _name_of(model)
     # Written out, because other readers of the file have other defaults, and know neither older names nor roles.

@@ -22,7 +22,7 @@ def prepare_model_for_kbit_training(
     Args:
         model: a transformers model, before an adapter is attached.
         use_gradient_checkpointing: checkpoint activations of a model with packed weights.
-        gradient_checkpointing_kwargs: for the model's `gradient_checkpointing_enable`; with `use_reentrant` the inputs are made to require grad.
+        gradient_checkpointing_kwargs: for the model's `activation_checkpointing_enable`; with `use_reentrant` the inputs are made to require grad.
         auto_clear_cache: give memory that the half-precision copies held back to the GPU.
     """
     options = gradient_checkpointing_kwargs or {}
@@ -39,7 +39,8 @@ def prepare_model_for_kbit_training(
     if packed and use_gradient_checkpointing:
         if options.get("use_reentrant", True):
             host.enable_input_require_grads()
-        host.gradient_checkpointing_enable(**({"gradient_checkpointing_kwargs": options} if options else {}))
+        enable = getattr(host, "activation_checkpointing_enable", None) or host.gradient_checkpointing_enable
+        enable(options or None)
     return model
 
 

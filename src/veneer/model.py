@@ -84,6 +84,9 @@ class PeftModel(nn.Module):
 
     def _attach(self, name: str, config: PeftConfig, *, fresh: bool, autocast_adapter_dtype: bool = True) -> None:
         put_on(self.get_base_model(), config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
+        if config.task_type is None and config.auto_mapping is None:
+            base = type(self.get_base_model())
+            config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         self.peft_config[name] = config
 
     def __getattr__(self, name: str) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from .inject import record
 from .layers import AdaptedModule, Swapped
 from .layers.swap import own_class
-from .layers.switches import active_adapters, disable_adapters
+from .layers.switches import disable_adapters, held_adapters
 from .state_dicts import base_of
 
 Irregular = Literal["irregular"]
@@ -106,7 +106,7 @@ def _of_module(name: str, module: Swapped) -> TunerLayerStatus:
         name,
         kind,
         enabled=not disable_adapters(module),
-        active_adapters=active_adapters(module),
+        active_adapters=held_adapters(module),
         merged_adapters=merged,
         requires_grad={n: _common([p.requires_grad for p in ps], default=False) for n, ps in parts.items()},
         available_adapters=sorted(parts),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..engine import merged_bias, merged_matrix
 from ..errors import StateError
-from .switches import active_adapters
+from .switches import held_adapters
 
 if TYPE_CHECKING:
     from .adapted import AdaptedModule
@@ -89,7 +89,7 @@ def merge(self: AdaptedModule, safe_merge: bool = False, adapter_names: Sequence
     Raises:
         StateError: the merged weights would not be finite, or a bias has no place; the module is as it was.
     """
-    wanted = active_adapters(self) if adapter_names is None else list(adapter_names)
+    wanted = held_adapters(self) if adapter_names is None else list(adapter_names)
     before = self.veneer_merged_names
     names = list(dict.fromkeys([*before, *(n for n in wanted if n in self.veneer)]))
     if names == list(before):

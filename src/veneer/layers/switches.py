@@ -48,10 +48,15 @@ def delete_adapter(self: Swapped, adapter_name: str) -> None:
 
 
 def active_adapters(self: Swapped) -> list[str]:
+    """The model's active adapters, whether or not this module holds them and is enabled."""
+    return list(self.veneer_record.active)
+
+
+def held_adapters(self: Swapped) -> list[str]:
     """The active adapters that this module holds, whether or not it is enabled."""
     return [n for n in self.veneer_record.active if n in self.veneer]
 
 
 def disable_adapters(self: Swapped) -> bool:
     """Whether this module runs without the adapters that are active."""
-    return bool(active_adapters(self)) and not self.veneer_active
+    return bool(held_adapters(self)) and not self.veneer_active

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .lent import Lent
 from .swap import ADAPTERS, unadapted
-from .switches import active_adapters
+from .switches import held_adapters
 
 if TYPE_CHECKING:
     from .adapted import AdaptedModule, Adapter
@@ -66,13 +66,13 @@ def weigh(module: AdaptedModule, name: str, weight: float) -> None:
 
 def scale_layer(self: AdaptedModule, scale: float) -> None:
     """Multiply the scale of every active adapter."""
-    for name in active_adapters(self):
+    for name in held_adapters(self):
         weigh(self, name, adapters_by_name(self)[name].weight * scale)
 
 
 def unscale_layer(self: AdaptedModule, scale: float | None = None) -> None:
     """Divide the scale of every active adapter, or put it back to what it was at first."""
-    for name in active_adapters(self):
+    for name in held_adapters(self):
         weigh(self, name, 1.0 if scale is None else adapters_by_name(self)[name].weight / scale)
 
 
@@ -127,7 +127,8 @@ def tensors_of(module: AdaptedModule, head: str) -> dict[str, Any]:
 def file_names(self: AdaptedModule, adapter_name: str) -> dict[str, str]:
     """The names in the file → those in the model, of one adapter's tensors in this module and below, both relative to this module."""
     own = next((a.place[1] for a in adapters_by_name(self).values()), "")
-    found: dict[str, str] = {}
+    # The format's other writer keeps the module's own tensors one level below: trained biases, and embeddings beside their adapter.
+    found = {f"{own}.base_layer.{n}": f"{own}.{n}" for n, p in self._parameters.items() if p is not None}
     for module in self.modules():
         held = getattr(module, ADAPTERS, {})
         for tensor, adapter in held[adapter_name]._modules.items() if adapter_name in held else ():

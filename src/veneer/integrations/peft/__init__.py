@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from types import ModuleType
 
 from ...errors import StateError
-from .. import install
 from .finder import NAME, PeftFinder
 
 # Modules that decide while they are imported whether there is a peft.
@@ -36,7 +35,6 @@ def as_peft() -> ModuleType:
         veneer.as_peft()
         from peft import LoraConfig  # is veneer.LoraConfig
     """
-    install()
     if not any(isinstance(finder, PeftFinder) for finder in sys.meta_path):
         _refuse_too_late()
         sys.meta_path.insert(0, PeftFinder())
