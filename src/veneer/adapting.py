@@ -15,7 +15,6 @@ from .errors import ConfigError
 from .files import PREFIX
 from .layers import Swapped
 from .planning import plan
-from .stepping import watch
 from .targets import base_modules
 
 logger = logging.getLogger("veneer")
@@ -61,6 +60,8 @@ def put_on(
     # Written out, because other readers of the file have other defaults, and know neither older names nor roles.
     vars(config).update({} if only else p.rewritten)
     if inject.record(model).schedules:
+        from .stepping import watch
+
         watch(model)
 
 

@@ -12,23 +12,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging
 from .adapting import put_on
-from .cards import Card, place, push_with_cards
 from .config import CONFIG_NAME, PeftConfig
-from .conversion import to_lora
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError, VeneerWarning
 from .state_dicts import gathered, renamed
-from .status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
-from .stepping import watch
-from .translation import todays
 from .wrapping import AdaptedModel, with_signature
+
+if TYPE_CHECKING:
+    from .cards import Card
+    from .status import TunerLayerStatus, TunerModelStatus
 
 
 class PeftModel(nn.Module):
@@ -104,6 +103,8 @@ class PeftModel(nn.Module):
         super().__setstate__(state)
         model = self.get_base_model()
         if inject.RECORD in model.__dict__ and inject.record(model).schedules:
+            from .stepping import watch
+
             watch(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,10 +150,14 @@ class PeftModel(nn.Module):
 
     def get_layer_status(self) -> list[TunerLayerStatus]:
         """The state of every module with adapters."""
+        from .status import get_layer_status
+
         return get_layer_status(self)
 
     def get_model_status(self) -> TunerModelStatus:
         """The state of all modules with adapters together."""
+        from .status import get_model_status
+
         return get_model_status(self)
 
     # Adapters
@@ -263,6 +268,8 @@ class PeftModel(nn.Module):
                 self._save_one(Path(save_directory), name, state_dict)
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
+        from .cards import place
+
         config = self.peft_config[name]
         tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
         if state_dict is not None:
@@ -281,12 +288,16 @@ class PeftModel(nn.Module):
             StateError: its change has no low rank; nothing is written.
         """
         name = adapter_name or self.active_adapter
+        from .conversion import to_lora
+
         config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
         parameters = sum(t.numel() for t in tensors.values())
         card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
         self._write(Path(save_directory), config.to_json(), tensors, {}, card)
 
     def _card(self, name: str, **more: Any) -> Card:
+        from .cards import Card
+
         return Card.of(self.get_base_model(), name, self.peft_config[name], total=self.get_nb_trainable_parameters()[1], **more)
 
     def create_or_update_model_card(self, output_dir: str | os.PathLike[str], *, repo_id: str | None = None) -> None:
@@ -338,6 +349,8 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         config = config or PeftConfig.read(directory)
+        from .translation import todays
+
         config, tensors = todays(model, config, renamed(files.read_tensors(directory), key_mapping))
         config.inference_mode = not is_trainable
         wanted = cls.OF_TASK.get(str(config.task_type), cls) if cls is PeftModel else cls
@@ -369,6 +382,8 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         model = self.get_base_model()
+        from .translation import todays
+
         config, tensors = todays(model, PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping))
         if adapter_name in self.peft_config:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
@@ -410,6 +425,8 @@ class PeftModel(nn.Module):
         Raises:
             ConfigError: a metric that is no finite number; nothing was sent.
         """
+        from .cards import push_with_cards
+
         about = {"metrics": dict(metrics or {}), "dataset": dataset, "tags": tuple(tags)}
         cards = [self._card(name, repo_id=repo_id, **about) for name in self.peft_config]
         return push_with_cards(repo_id, self.save_pretrained, cards, commit_message=commit_message, **options)

@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,8 +19,9 @@ from .errors import TargetError, suggest
 from .heads import head_modules
 from .layers import Fused, fused_weights, is_linear, places, why_not
 from .layers.swap import ADAPTERS
-from .naming import Naming, exactly, named_patterns
-from .roles import WORDS, fused_with, query_and_value
+
+if TYPE_CHECKING:
+    from .naming import Naming
 
 logger = logging.getLogger("veneer")
 
@@ -85,6 +86,9 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
     Raises:
         TargetError: nothing matches, a listed name matches nothing, or a match cannot be adapted.
     """
+    from .naming import Naming, exactly, named_patterns
+    from .roles import query_and_value
+
     everything = {p: m for p, m in base_modules(model) if p and not _inside(p, saved)}
     parts = parts_by_path(model, config, saved)
     naming = Naming(model, everything, head_modules(model), {p: fused.module for p, (fused, _) in parts.items()}, roles_first=fresh)
@@ -122,6 +126,8 @@ def find_targets(model: nn.Module, config: PeftConfig, saved: list[str], *, fres
 
 
 def _say_what_is_left_out(targets: str | list[str], naming: Naming) -> None:
+    from .roles import WORDS, fused_with
+
     for word in targets if isinstance(targets, list) else []:
         fused = fused_with(word, naming.roles) if word in WORDS and not naming.word(word)[1] else []
         if fused:
@@ -138,6 +144,8 @@ def _say_what_is_left_out(targets: str | list[str], naming: Naming) -> None:
 
 def _other_fields(config: PeftConfig, naming: Naming, paths: list[str], rewritten: dict[str, Any]) -> dict[str, Any]:
     """Fields of single methods that name some of the targets."""
+    from .naming import exactly
+
     changed: dict[str, Any] = {}
     for name in config.NAMING:
         words = getattr(config, name)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig, matches, pattern_value
-from .naming import exactly
-from .oldnames import old_names
 from .targets import base_modules, layer_number_fits
 
 PREFIX = "base_model.model."
@@ -52,6 +50,8 @@ def _renamed_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[d
 
 def _spelling(model: nn.Module, keys: Iterable[str]) -> dict[str, str] | None:
     """The table of older names that a file's keys go by: they leave less of each key over than the names of today."""
+    from .oldnames import old_names
+
     inside = [k.removeprefix(PREFIX) for k in keys if k.startswith(PREFIX)]
     owners = {p for p, m in base_modules(model) if p and any(True for _ in m.parameters(recurse=False))}
     if all(_left_over([k], owners) <= _USUAL for k in inside):
@@ -85,6 +85,8 @@ def _renamed(key: str, then: Mapping[str, str]) -> str:
 
 def _in_todays_names(config: PeftConfig, table: Mapping[str, str], every: list[str]) -> PeftConfig:
     """A copy of a configuration that names by today's names the modules that it meant by names then."""
+    from .naming import exactly
+
     new = copy.copy(config)
     words = config.target_modules
     chosen = [
