@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import veneer
 from veneer import ConfigError, LoHaConfig, LoraConfig, PeftModel, PeftType, StateError, get_peft_model, inject_adapter_in_model
+from veneer.layers import Swapped
 
 LLAMA = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 43, "num_labels": 3,
@@ -307,3 +308,37 @@ def test_training_over_packed_weights_is_prepared(bases):
     kept.quantization_method = "torchao"
     veneer.prepare_model_for_kbit_training(kept, use_gradient_checkpointing=False)
     assert {p.dtype for p in kept.parameters()} == {torch.bfloat16} and not kept.model.layers[0].gradient_checkpointing
+
+
+class Several(nn.Module):
+    """Layers of several kinds, and weights that are read without a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.convolved, self.attn, self.head = (
+            nn.Embedding(9, 8),
+            nn.Conv2d(3, 8, 3),
+            nn.MultiheadAttention(8, 2),
+            nn.Linear(8, 3),
+        )
+        self.block = nn.ModuleDict({"qkv": nn.Linear(8, 24), "last": nn.Linear(8, 8)})
+        self.experts = nn.Module()
+        self.experts.up, self.experts.down = nn.Parameter(torch.randn(2, 6, 8)), nn.Parameter(torch.randn(2, 8, 6))
+
+
+@pytest.mark.parametrize(
+    "targets", [["words", "convolved", "attn", "block.last"], ["qkv.q", "qkv.v"]], ids=["whole layers", "parts of a layer"]
+)
+def test_modules_say_where_each_tensor_of_a_file_belongs(targets):
+    parameters = (
+        {"target_parameters": ["experts.up", "experts.down"]} if "words" in targets else {"fused_layouts": {"qkv": ["q", "k", "v"]}}
+    )
+    config = LoraConfig(r=2, target_modules=targets, modules_to_save=["head"], **parameters)
+    model = inject_adapter_in_model(config, Several(), "x")
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Swapped):
+            found |= {f"{path}.{k}": f"{path}.{n}" for k, n in module.adapter_state_dict_load_map("x").items()}
+    own = dict(model.named_parameters())
+    tensors = veneer.get_peft_model_state_dict(model, adapter_name="x")
+    assert len(tensors) >= 6 and all(own[found[key]].data_ptr() == t.data_ptr() for key, t in tensors.items())

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 
 def adapters_by_name(module: AdaptedModule) -> dict[str, Adapter]:
-    """The adapters of a module's first adapted weight, by adapter name."""
-    first = next(iter(module.veneer_kinds))
-    return {name: held._modules[first] for name, held in module.veneer.items() if first in held._modules}  # type: ignore[misc]  # Adapters
+    """The adapter of the first weight that each adapter has in a module, by its name."""
+    return {name: next(iter(held.children())) for name, held in module.veneer.items()}  # type: ignore[misc]  # Adapters
 
 
 class Scaling(MutableMapping[str, float]):
@@ -116,6 +115,8 @@ def tensors_of(module: AdaptedModule, head: str) -> dict[str, Any]:
     """The tensors called `head` of each adapter: a tensor, or what holds its tensors by the rest of their names."""
     found: dict[str, Any] = {}
     for name, adapter in adapters_by_name(module).items():
+        if len(list(module.veneer[name].children())) > 1:
+            continue  # several weights, or parts of one, have tensors of the same names
         own = {s.key: getattr(adapter, s.name) for s in adapter.specs if s.key.partition(".")[0] == head}
         if head in own and head not in _WITH_WEIGHT:
             found[name] = own[head]
