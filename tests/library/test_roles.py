@@ -174,6 +174,12 @@ def test_the_default_is_query_and_value_of_layers_and_of_parts(case):
     assert sorted(named) == sorted(found)
 
 
+def test_a_layer_that_is_meant_itself_stands_for_what_is_inside():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
+    made = plan(model, LoraConfig(target_modules=["attention"]))
+    assert [s.weight for s in made.sites] == ["attention.in_proj_weight", "attention.out_proj.weight"]
+
+
 def test_the_default_of_a_fused_layer_without_known_parts_is_the_layer():
     class Attention(nn.Module):
         def __init__(self) -> None:

@@ -40,7 +40,7 @@ def with_role(word: str, known: list[Role]) -> list[str]:
     """Paths of the layers that a role word means; a part inside a layer that is meant itself is left out."""
     role = WORDS[word]
     hits = [r.path for r in known if r.role == role or r.role.startswith(role + ".")]
-    return [p for p in hits if p.rpartition(".")[0] not in hits]
+    return [p for p in hits if not any(p.startswith(h + ".") for h in hits)]
 
 
 def fused_with(word: str, known: list[Role]) -> list[str]:
