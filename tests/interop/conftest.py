@@ -13,6 +13,8 @@ import pytest
 
 import veneer
 
+collect_ignore_glob = ["*_script.py"]  # programs, with arguments of their own
+
 
 @pytest.fixture(scope="session")
 def packages_without_peft(tmp_path_factory: pytest.TempPathFactory) -> Path:
