@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from . import inject
-from .config import PeftConfig, matches
+from .config import PREFIX, PeftConfig, matches
 from .errors import ConfigError
-from .files import PREFIX
 from .layers import Swapped
 from .planning import plan
 from .targets import base_modules

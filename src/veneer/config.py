@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 FORMAT_VERSION = "0.21.2"
 """The release of the public format that files are written for."""
+PREFIX = "base_model.model."
+"""What every key of an adapter's file begins with."""
 OF_PARTS = "+PARTS"
 """Behind `peft_type` in the file of an adapter of parts of fused layers: readers that know no parts would load the rest of it without a word."""
 

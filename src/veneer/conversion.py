@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from .config import PeftConfig, config_classes
+from .config import PREFIX, PeftConfig, config_classes
 from .errors import StateError
 from .files import entries
 from .inject import adapter_of, record
@@ -16,7 +16,6 @@ from .naming import exactly
 from .operators import ByRows, LowRank
 from .planning import Site
 from .targets import base_modules
-from .translation import PREFIX
 
 
 @torch.no_grad()

@@ -14,10 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .config import CONFIG_NAME
+from .config import CONFIG_NAME, PREFIX
 from .errors import AdapterFileError
 from .inject import adapter_of, record, saved_modules
-from .translation import PREFIX, fitted, todays_states
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "schedule.safetensors"
@@ -148,6 +147,8 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
     Raises:
         AdapterFileError: as `check_tensors`; nothing was copied.
     """
+    from .translation import fitted, todays_states
+
     expected = entries(model, name, shared=shared)
     tensors = fitted(tensors, expected, _base(model))
     check_tensors(tensors, expected, str(directory))

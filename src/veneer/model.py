@@ -22,7 +22,6 @@ from .adapting import put_on
 from .config import CONFIG_NAME, PeftConfig
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError, VeneerWarning
-from .state_dicts import gathered, renamed
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
@@ -273,6 +272,8 @@ class PeftModel(nn.Module):
         config = self.peft_config[name]
         tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
         if state_dict is not None:
+            from .state_dicts import gathered
+
             tensors = gathered(tensors, self, state_dict)
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
         self._write(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
@@ -349,6 +350,7 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         config = config or PeftConfig.read(directory)
+        from .state_dicts import renamed
         from .translation import todays
 
         config, tensors = todays(model, config, renamed(files.read_tensors(directory), key_mapping))
@@ -382,6 +384,7 @@ class PeftModel(nn.Module):
         """
         directory = locate(model_id, **hub)
         model = self.get_base_model()
+        from .state_dicts import renamed
         from .translation import todays
 
         config, tensors = todays(model, PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping))

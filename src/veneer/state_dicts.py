@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from . import files, inject
+from .config import PREFIX
 from .disk import locate
 from .errors import AdapterFileError, ConfigError
-from .files import PREFIX
 from .layers.swap import ADAPTERS
 
 

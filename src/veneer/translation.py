@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .config import PeftConfig, matches, pattern_value
+from .config import PREFIX, PeftConfig, matches, pattern_value
 from .targets import base_modules, layer_number_fits
 
-PREFIX = "base_model.model."
 _USUAL = 2
 """Names behind a module's path in a usual key, such as `lora_A.weight`."""
 

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import files
-from ..config import CONFIG_NAME, OF_PARTS, PeftConfig, config_classes
+from ..config import CONFIG_NAME, OF_PARTS, PREFIX, PeftConfig, config_classes
 from ..disk import locate
 from ..errors import VeneerError
 from ..form import Form
 from ..inject import record
 from ..model import PeftModel
-from ..translation import PREFIX, fitted, todays
+from ..translation import fitted, todays
 from .diagnosis import Diagnosis
 from .skeletons import skeletons
 
