@@ -9,7 +9,7 @@ that gives W' (`AdaptedParameters`).
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -169,11 +169,15 @@ class AdaptedModule(Swapped):
             for _, adapter in self._adapters_of(name, tensor):
                 yield adapter
 
+    def at(self, name: str) -> Mapping[str, Adapter]:
+        """One adapter's share of this module, by slot; empty where it has none."""
+        return self.veneer[name]._modules if name in self.veneer else {}  # type: ignore[return-value]  # Adapters
+
     def _adapters_of(self, name: str, tensor: str) -> Iterator[tuple[LayerKind, Adapter]]:
-        found = self.veneer[name]._modules
+        found = self.at(name)
         for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:
             if kind.tensor == tensor and slot in found:
-                yield kind, found[slot]  # type: ignore[misc]  # an Adapter
+                yield kind, found[slot]
 
     def equation_of(self, name: str, tensor: str) -> Adapted | ByRows | None:
         """One adapter's equation of one weight; None where it has none."""

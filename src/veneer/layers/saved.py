@@ -28,7 +28,13 @@ class SavedModule(Swapped):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.veneer_active:
             return self.base_forward(*args, **kwargs)
-        return self.veneer[self.veneer_active[-1]](*args, **kwargs)
+        copy_of_active = self.copy_of(self.veneer_active[-1])
+        assert copy_of_active is not None
+        return copy_of_active(*args, **kwargs)
+
+    def copy_of(self, name: str) -> nn.Module | None:
+        """One adapter's copy of this module; None where it has none."""
+        return self.veneer._modules.get(name)
 
 
 def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
