@@ -74,7 +74,7 @@ class Linear:
             return y, ()
         if keep is None:
             return y, self.delta.accumulate(y, x)
-        kept = [self.delta.accumulate(y[rows], keep.keep(x.dtype, rows).mul_(x[rows])) for rows in pieces(x)]
+        kept = [self.delta.accumulate(y[rows], keep.of(x[rows], rows)) for rows in pieces(x)]
         return y, tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
 
 
@@ -164,7 +164,7 @@ class LinearNode(torch.autograd.Function):
                     if keep is None:
                         of_delta.add(delta.gradients(x, dy[rows], back, seen))
                     else:
-                        of_delta.add(_gradients_of_dropped(delta, x, keep.keep(x.dtype, rows), dy[rows], back, seen))
+                        of_delta.add(_gradients_of_dropped(delta, x, keep, rows, dy[rows], back, seen))
             if R is not None and dz is not None and wants[0] and dx is None:
                 dx = R.transpose().overwrite(dz)
             db = dy.sum(0) if wants[2] else None
@@ -198,13 +198,15 @@ def _expect(known: Known) -> None:
 
 
 def _gradients_of_dropped(
-    delta: Operator, x: Tensor, mask: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
+    delta: Operator, x: Tensor, keep: Draw, rows: slice, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """`delta.gradients` for mask ∘ x."""
-    back = None if dx is None else torch.zeros_like(mask)
-    found = delta.gradients(x * mask, dy, back, kept)
-    if dx is not None and back is not None:
-        dx.addcmul_(back, mask)
+    """`delta.gradients` for these rows of the input with what `keep` drops at 0."""
+    if dx is None:
+        return delta.gradients(keep.of(x, rows), dy, None, kept)
+    mask = keep.keep(x.dtype, rows)
+    back = torch.zeros_like(mask)
+    found = delta.gradients(keep.of(x, rows, mask), dy, back, kept)
+    dx.addcmul_(back, mask)
     return found
 
 
