@@ -4,6 +4,7 @@ from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Fr
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
+from .per_sample import every_tensor
 from .saved import SavedModule, save_module
 from .swap import Swapped
 
@@ -21,6 +22,7 @@ __all__ = [
     "Shared",
     "Swapped",
     "adapt",
+    "every_tensor",
     "fused_weights",
     "is_linear",
     "parameter_place",
