@@ -6,6 +6,7 @@ runs, and its layers ask for them there.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from .engine import BASE, Assignment
 from .errors import ConfigError, StateError
 from .inject import RECORD, Record, record
-from .layers import every_tensor
+from .layers import every_tensor, sequence_first
 
 
 class PerSample(tuple[Tensor, ...]):
@@ -43,7 +44,7 @@ def forward(model: nn.Module, run: Callable[..., Any], names: Sequence[str] | No
             note.batches.mark(None, every_tensor(out))
         return out
     note = record(model)
-    batch = assignment(note, names, args, kwargs)
+    batch = assignment(model, names, args, kwargs)
     with note.batches.running(batch):
         out = run(*args, **kwargs)
     if batch.padded:
@@ -60,13 +61,13 @@ def generating(model: nn.Module, generate: Callable[..., Any]) -> Callable[..., 
         if adapter_names is None:
             return generate(*args, **kwargs)
         note = record(model)
-        with note.batches.running(assignment(note, adapter_names, args, kwargs)):
+        with note.batches.running(assignment(model, adapter_names, args, kwargs)):
             return generate(*args, **kwargs)
 
     return mixed
 
 
-def assignment(note: Record, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Assignment:
+def assignment(model: nn.Module, names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Assignment:
     """The samples' adapters, checked.
 
     Raises:
@@ -77,7 +78,7 @@ def assignment(note: Record, names: Sequence[str], args: Sequence[Any], kwargs: 
         raise StateError("adapter_names cannot be followed by torch.compile; call the model that was not compiled")
     if isinstance(names, str):
         raise ConfigError(f"adapter_names: one name for each sample, in a list, got {names!r}")
-    names = list(names)
+    note, names = record(model), list(names)
     note.check([n for n in dict.fromkeys(names) if n != BASE])
     inputs = [*every_tensor([*args, dict(kwargs)])]
     first = next((t for t in inputs if t.dim()), None)
@@ -93,7 +94,14 @@ def assignment(note: Record, names: Sequence[str], args: Sequence[Any], kwargs: 
             f"adapter {owner!r} trains the base's biases in place, and there is only one set of them, so its samples cannot be mixed with others; "
             "train it with bias='none', or call the model for each adapter by itself"
         )
-    return Assignment(names, inputs, labelled=kwargs.get("labels") is not None)
+    if note.batches.second is None:
+        note.batches.second = sequence_first(model)
+    return Assignment(names, inputs, labelled=_labelled(model, args, kwargs), second=note.batches.second)
+
+
+def _labelled(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    names = list(inspect.signature(model.forward).parameters)
+    return (dict(zip(names, args, strict=False)) | dict(kwargs)).get("labels") is not None
 
 
 def by_sample(out: Any, batch: Assignment, note: Record, model: nn.Module) -> Any:

@@ -27,10 +27,11 @@ class Assignment:
         names: in the order of the samples; `BASE` for none.
         inputs: the tensors that the model was called with.
         labelled: whether the model computes a loss from labels.
+        second: whether the model has modules that expect the samples in the second dimension.
     """
 
-    def __init__(self, names: Sequence[str], inputs: Sequence[Tensor] = (), *, labelled: bool = False) -> None:
-        self.names, self.labelled = tuple(names), labelled
+    def __init__(self, names: Sequence[str], inputs: Sequence[Tensor] = (), *, labelled: bool = False, second: bool = False) -> None:
+        self.names, self.labelled, self.second = tuple(names), labelled, second
         self.single = self.names[0] if len(set(self.names)) == 1 else None
         """The one name, where all are the same."""
         self.padded: list[tuple[Tensor, int, list[int]]] = []
@@ -68,7 +69,7 @@ class Assignment:
                 f"{where()}: an input of shape {tuple(shape)} does not have the {B} samples of this batch along its first dimension, so "
                 "adapter_names cannot say which adapter its rows go through; call the model for each adapter by itself"
             )
-        if leading >= 2 and shape[0] != B and shape[1] == B:
+        if leading >= 2 and shape[1] == B and (shape[0] != B or (self.second and B > 1)):
             raise StateError(
                 f"{where()}: the {B} samples of this batch could lie along the first or the second dimension of an input of shape {tuple(shape)}; "
                 "use a module with batch_first=True, or call the model for each adapter by itself"
@@ -91,7 +92,7 @@ class Assignment:
 
     def part(self, name: str, samples: Sequence[int]) -> Assignment:
         """The assignment of some samples that go through one adapter."""
-        return Assignment([name] * len(samples), labelled=self.labelled)
+        return Assignment([name] * len(samples), labelled=self.labelled, second=self.second)
 
 
 class Pick:

@@ -36,6 +36,8 @@ class Batches:
         self.now: Assignment | None = None
         self.used = False
         """Whether there ever was one."""
+        self.second: bool | None = None
+        """Whether the model has modules that expect the samples in the second dimension; None until it was looked at."""
         self.forwards: WeakSet[Forward] = WeakSet()
 
     def __reduce__(self) -> tuple[Callable[[], Batches], tuple[()]]:

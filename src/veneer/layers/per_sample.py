@@ -70,6 +70,12 @@ class Arguments:
         return [mapped(a, own) for a in self.args], {k: mapped(v, own) for k, v in self.kwargs.items()}
 
 
+def sequence_first(model: nn.Module) -> bool:
+    """Whether some module expects its samples in the second dimension."""
+    known = (nn.MultiheadAttention, nn.RNNBase)
+    return any(not m.batch_first for m in model.modules() if isinstance(m, known))
+
+
 def every_tensor(value: Any) -> Iterator[Tensor]:
     """The tensors of a value, through lists, tuples, dictionaries and objects that are made of fields."""
     if isinstance(value, Tensor):
