@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
-from .engine import sources
+from .engine import Batches, sources
 from .errors import StateError, suggest
 from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
 from .layers.fused import hold_open, release
@@ -41,6 +41,10 @@ class Record:
     schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
     configs: dict[str, PeftConfig] = field(default_factory=dict)
+    labels: dict[str, dict[int, str]] = field(default_factory=dict)
+    """The names of the classes that an adapter's own head tells apart, where they are not the model's."""
+    batches: Batches = field(default_factory=Batches)
+    """Which adapter each sample of the running forward goes through."""
 
     def check(self, names: Sequence[str]) -> None:
         """Raise StateError for a name that is not attached."""
@@ -52,7 +56,7 @@ class Record:
 
     def forget(self, name: str) -> None:
         """Note that an adapter is no longer attached."""
-        for kept in (self.plans, self.shared, self.schedules, self.configs):
+        for kept in (self.plans, self.shared, self.schedules, self.configs, self.labels):
             kept.pop(name, None)
         self.trainable.discard(name)
         self.active = tuple(n for n in self.active if n != name)
@@ -121,14 +125,14 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
         if name not in module.veneer:
             module.veneer[name] = nn.ModuleDict()
         module.veneer[name].add_module(site.kind.slot, adapter)
-        module.veneer_record = note
+        module.veneer_record, module.veneer_path = note, site.module
         lend_tensors(AdaptedModule, module)
         if not module.training:
             module.veneer.eval()
     for path in plan.saved:
         saved = save_module(model.get_submodule(path), name)
         saved.veneer[name].requires_grad_(False)
-        saved.veneer_record = note
+        saved.veneer_record, saved.veneer_path = note, path
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
     note.plans[name], note.configs[name] = plan, config

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from . import files, inject, merging
+from . import files, inject, merging, mixing
 from .adapting import put_on
 from .config import CONFIG_NAME, PeftConfig
 from .disk import locate, write_atomically
@@ -93,7 +93,8 @@ class PeftModel(nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
-            return getattr(self.base_model.model, name)
+            found = getattr(self.base_model.model, name)
+            return mixing.generating(self.base_model.model, found) if name == "generate" else found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (self.WRAPPER, type(self.get_base_model())), self.__dict__.copy()
@@ -106,8 +107,9 @@ class PeftModel(nn.Module):
 
             watch(model)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.base_model(*args, **kwargs)
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The base model's forward; `adapter_names` names one adapter for each sample, or `"__base__"` for none, in place of the active ones."""
+        out = mixing.forward(self.get_base_model(), self.base_model, adapter_names, args, kwargs)
         if not torch.compiler.is_compiling() and not self._reached_checked:
             self._check_reached()
         return out

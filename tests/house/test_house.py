@@ -31,7 +31,7 @@ ORDER = [
     ["targets"],
     ["planning", "translation", "vocabulary"],
     ["inject"],
-    ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
+    ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing", "mixing"],
     ["conversion", "adapting", "state_dicts", "kbit"],
     ["status"],
     ["model"],

@@ -4,6 +4,7 @@ from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Fr
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
+from .per_sample import every_tensor, sequence_first
 from .saved import SavedModule, save_module
 from .swap import Swapped
 
@@ -21,11 +22,13 @@ __all__ = [
     "Shared",
     "Swapped",
     "adapt",
+    "every_tensor",
     "fused_weights",
     "is_linear",
     "parameter_place",
     "places",
     "restore",
     "save_module",
+    "sequence_first",
     "why_not",
 ]

@@ -23,6 +23,7 @@ from . import merged as weights
 from . import views
 from .base import LayerKind
 from .lent import Lent, lent_method
+from .mixed import by_adapter, check_reader, likeness, mixed_layer, noise_of, running, stacked
 from .parts import PartKind
 from .swap import ADAPTERS, Swapped, swap, swap_back
 
@@ -165,7 +166,7 @@ class AdaptedModule(Swapped):
 
     def adapters(self, tensor: str) -> Iterator[Adapter]:
         """The active adapters of one weight, and of its parts."""
-        for name in self.veneer_active:
+        for name in running(self):
             for _, adapter in self._adapters_of(name, tensor):
                 yield adapter
 
@@ -179,11 +180,12 @@ class AdaptedModule(Swapped):
             if kind.tensor == tensor and slot in found:
                 yield kind, found[slot]
 
-    def equation_of(self, name: str, tensor: str) -> Adapted | ByRows | None:
-        """One adapter's equation of one weight; None where it has none."""
+    def equation_of(self, name: str, tensor: str, *others: str) -> Adapted | ByRows | None:
+        """One adapter's equation of one weight, or as one stack that of others too, which are alike; None where it has none."""
         parts = []
         for kind, adapter in self._adapters_of(name, tensor):
-            equation = adapter.equation(Adapted(Frozen(kind, self)))
+            values = stacked([adapter, *(self.at(other)[kind.slot] for other in others)]) if others else adapter.values()
+            equation = adapter.method.equation(Adapted(Frozen(kind, self)), values)
             if not isinstance(kind, PartKind):
                 return equation
             parts.append((kind.rows, equation))
@@ -192,11 +194,13 @@ class AdaptedModule(Swapped):
     def equations(self, tensor: str) -> list[tuple[Adapted | ByRows, Noise]]:
         """The active adapters' equations of one weight, each with what is disturbed while training."""
         found = []
-        for name in self.veneer_active:
+        for name in running(self):
             equation = self.equation_of(name, tensor)
             if equation is not None:
                 found.append((equation, next(self._adapters_of(name, tensor))[1].method.noise))
         return found
+
+    noise_of, likeness = noise_of, likeness
 
 
 class AdaptedLayer(AdaptedModule):
@@ -207,6 +211,9 @@ class AdaptedLayer(AdaptedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.veneer_reached = True
+        batch = self.veneer_record.batches.current()
+        if batch is not None:
+            return mixed_layer(self, batch, *args, **kwargs)
         if not self.veneer_active or self.veneer_merged:
             return self.base_forward(*args, **kwargs)
         return evaluate(self, *args, **kwargs)
@@ -222,6 +229,9 @@ class AdaptedParameters(AdaptedModule):
     """W' by name, within one forward; modules read a weight once per expert, or several times to look at its type."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        batch = self.veneer_record.batches.current()
+        if batch is not None and batch.single is None:
+            return by_adapter(self, self.forward, batch, args, kwargs)
         self.veneer_cache = {}
         try:
             return self.base_forward(*args, **kwargs)
@@ -237,6 +247,7 @@ class AdaptedParameters(AdaptedModule):
         """W' of the active adapters in the module's own shape, or the parameter itself."""
         own = self._parameters[tensor]
         assert own is not None
+        check_reader(self)
         if not torch.compiler.is_compiling():
             self.veneer_reached = True
         if tensor in self.veneer_merged:

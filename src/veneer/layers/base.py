@@ -45,6 +45,9 @@ class LayerKind:
     rotates_input: ClassVar[bool] = True
     """Whether R x is again an input that the layer's own forward takes."""
 
+    features_last: ClassVar[bool] = False
+    """Whether the layer is the map of each row of its input, whatever the other rows."""
+
     @property
     def slot(self) -> str:
         """The name of its adapter in the module."""
@@ -112,6 +115,10 @@ class LayerKind:
     def plain(self, layer: nn.Module) -> Tensor | None:
         """The weight, where the layer does nothing but multiply by it and add its bias."""
         return None
+
+    def leading(self, layer: Any, x: Tensor) -> int:
+        """How many dimensions of the layer's input are not features."""
+        return x.dim() - 1
 
     def forward(self, layer: Any, x: Any) -> Any:
         """The layer's own forward, of the frozen weight."""

@@ -41,6 +41,9 @@ class ConvKind(LayerKind):
     def to_weight(self, layer: Any, matrix: Tensor) -> Tensor:
         return matrix.reshape(matrix.shape[0], -1, *layer.kernel_size)
 
+    def leading(self, layer: Any, x: Tensor) -> int:
+        return x.dim() - 1 - len(layer.kernel_size)
+
     def spread(self, layer: Any, v: Tensor) -> Tensor:
         return v.reshape(-1, *(1 for _ in layer.kernel_size))
 

@@ -35,6 +35,9 @@ class EmbeddingKind(LayerKind):
     def to_weight(self, layer: nn.Module, matrix: Tensor) -> Tensor:
         return matrix.mT
 
+    def leading(self, layer: Any, x: Tensor) -> int:
+        return x.dim()
+
     def apply(self, layer: Any, S: Operator, x: Tensor) -> Tensor:
         return self._scaled(layer, S.columns(x))
 

@@ -16,6 +16,7 @@ class LinearKind(LayerKind):
     """y = W x + b on the last dimension of x."""
 
     name = "linear"
+    features_last = True
 
     def matches(self, layer: nn.Module) -> bool:
         if not isinstance(layer, nn.Linear) or isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear):
