@@ -20,6 +20,7 @@ __all__ = [
     "number_of",
     "release_packing",
     "storage_of",
+    "unknown_packing",
     "why_packed",
 ]
 
@@ -39,7 +40,7 @@ def storage_of(layer: nn.Module, tensor: str) -> Storage | None:
     own = layer._parameters.get(tensor)
     if own is None:
         return None
-    if type(own) is nn.Parameter and own.is_floating_point():
+    if type(own) is nn.Parameter and FLOAT.matches(layer, tensor):
         return FLOAT
     packed = next((s for s in PACKED if s.matches(layer, tensor)), None)
     if packed is not None or why_packed(layer, tensor) is not None:
@@ -57,6 +58,16 @@ def why_packed(layer: nn.Module, tensor: str = "weight") -> str | None:
     if own is None and any(held.get(name) is not None for name in _BUFFERS):
         name = f"{type(layer).__name__} ({type(layer).__module__})"
         return f"is a {name}, whose weight is packed in a way that is not supported; supported are {SUPPORTED}"
+    return None
+
+
+def unknown_packing(model: nn.Module) -> str | None:
+    """A weight of a model that is packed in a way that is not supported, as a sentence's beginning; None where there is none."""
+    for path, layer in model.named_modules():
+        for tensor in dict.fromkeys(["weight", *layer._parameters]):
+            why = why_packed(layer, tensor) if storage_of(layer, tensor) is None else None
+            if why is not None:
+                return f"{path} {why}"
     return None
 
 

@@ -17,7 +17,9 @@ class FloatStorage(Storage):
     plain = True
 
     def matches(self, layer: Any, tensor: str) -> bool:
-        return layer._parameters[tensor].is_floating_point()
+        own = layer._parameters[tensor]
+        # Numbers of 8 bits go with a scale that lies elsewhere in the layer.
+        return own.is_floating_point() and own.itemsize >= 2
 
     def read(self, layer: Any, tensor: str) -> Tensor:
         return layer._parameters[tensor]
