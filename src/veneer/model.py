@@ -22,6 +22,7 @@ from .adapting import put_on
 from .config import CONFIG_NAME, PeftConfig
 from .disk import locate, write_atomically
 from .errors import ConfigError, StateError, VeneerWarning
+from .layers.storages import number_of
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ class PeftModel(nn.Module):
         """(trainable, all) numbers of parameters, whole saved modules and their frozen originals included."""
         trainable = total = 0
         for p in self.parameters():
-            count = p.numel()
-            if type(p).__name__ == "Params4bit":  # two numbers to a byte
-                count *= 2 * p.element_size()
+            count = number_of(p)
             total += count
             trainable += count if p.requires_grad else 0
         return trainable, total
@@ -209,27 +208,57 @@ class PeftModel(nn.Module):
 
     # Merging
 
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`."""
-        merging.merge(self.get_base_model(), names=adapter_names, safe=safe_merge)
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        safe: bool = False,
+        originals_device: str | torch.device | None = None,
+    ) -> merging.MergeReport:
+        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`; returns what rounding took from each weight.
+
+        Packed weights are packed again with their own settings.
+
+        Args:
+            adapter_names: merge these; they become the active ones.
+            safe_merge: look at every merged weight first, and merge none if one has NaN or infinite numbers; always so where a weight is packed.
+            safe: the same, by its shorter name.
+            originals_device: where the original weights are kept until then, such as "cpu"; None leaves them where they are.
+
+        Raises:
+            ConfigError: a device that cannot hold them.
+            StateError: an unknown name, merged already, numbers that are not finite, or a bias that has no place; the model is as it was.
+        """
+        return merging.merge(self.get_base_model(), names=adapter_names, safe=safe or safe_merge, originals_device=originals_device)
 
     def unmerge_adapter(self) -> None:
         """Put the original weights back, bit for bit."""
         merging.unmerge(self.get_base_model())
 
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        *,
+        safe: bool = False,
+        report: merging.MergeReport | None = None,
     ) -> nn.Module:
         """The base model with the active adapters (or the named ones) in its weights and without Veneer.
 
         Args:
             progressbar: show how far it is.
-            safe_merge: refuse to write NaN or infinite numbers.
+            safe_merge: refuse to write NaN or infinite numbers; always so where a weight is packed.
+            safe: the same, by its shorter name.
+            report: a `MergeReport()`, which gets what rounding took from each weight.
 
         Raises:
             StateError: the merged weights would not be finite; the model is as it was.
         """
-        return merging.merge_and_unload(self.get_base_model(), names=adapter_names, safe=safe_merge, progress=progressbar)
+        return merging.merge_and_unload(
+            self.get_base_model(), names=adapter_names, safe=safe or safe_merge, progress=progressbar, report=report
+        )
 
     def unload(self) -> nn.Module:
         """The untouched base model."""

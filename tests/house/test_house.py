@@ -105,6 +105,16 @@ def test_nothing_asks_which_method_it_is(path):
             assert not constants & names, f"line {node.lineno}: {ast.unparse(node)}"
 
 
+STORAGES = SRC / "layers" / "storages"
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if STORAGES not in f.parents], ids=lambda f: str(f.relative_to(SRC)))
+def test_only_storages_know_packages_that_pack(path):
+    text = path.read_text(encoding="utf-8").lower()
+    for package in ("bitsandbytes.", "import bitsandbytes", "bnb", "torchao", "params4bit", "linear4bit", "linear8bit", "int8params"):
+        assert package not in text, package
+
+
 def test_importing_costs_nothing():
     script = "import sys, veneer; from veneer.config import config_classes; config_classes(); print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

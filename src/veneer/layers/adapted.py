@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
-from ..operators import Adapted, ByRows
+from ..operators import Adapted, ByRows, Dense, Operator
 from . import merged as weights
 from . import views
 from .base import LayerKind
@@ -124,6 +124,13 @@ class Frozen:
 
     def dense(self) -> Tensor:
         return self.kind.matrix(self.module).detach()
+
+    def operator(self) -> Operator:
+        found = self.kind.packed(self.module)
+        if found is not None:
+            return found
+        W = self.dense()
+        return Dense(W.to(torch.promote_types(W.dtype, torch.float32)))
 
 
 class AdaptedModule(Swapped):

@@ -30,6 +30,10 @@ class FrozenMap(Protocol):
         """The weight as an (out, in) tensor, read from its storage."""
         ...
 
+    def operator(self) -> Operator:
+        """The weight as an operator of numbers in float32 or wider, which may act without being read."""
+        ...
+
 
 @dataclass(eq=False)
 class Adapted:
@@ -105,11 +109,10 @@ def row_norms(V: Adapted) -> Tensor:
     """
     if not V.additive:
         raise TypeError("row_norms takes W + Δ")
-    W = V.W.dense()
-    W = W.to(torch.promote_types(W.dtype, torch.float32))
-    total = torch.linalg.vector_norm(W, dim=-1).square()
+    W = V.W.operator()
+    total = W.squared_row_norms()
     if V.delta is not None:
-        delta = V.delta.to(W.dtype)
+        delta = V.delta.to(total.dtype)
         total = total + 2 * delta.row_dot(W) + delta.squared_row_norms()
     return total.clamp_min(0).sqrt()
 
