@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
+    from .hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
     from .integrations.exporting import export
@@ -63,6 +64,7 @@ _NAMES_OF = {
     "engine": "strategy",
     "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
     "explaining": "Explanation explain",
+    "hotswap": "hotswap_adapter prepare_model_for_compiled_hotswap",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
     "integrations.exporting": "export",

@@ -372,16 +372,23 @@ class PeftModel(nn.Module):
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = True,
         key_mapping: Mapping[str, str] | None = None,
+        hotswap: bool = False,
         **hub: Any,
     ) -> None:
         """Read an adapter from a directory or the hub, under a new name or over the attached adapter of that name.
 
         Args:
+            hotswap: replace the attached adapter's numbers in place, as `hotswap_adapter` does, so that a compiled model is not compiled again.
             model_id, is_trainable, autocast_adapter_dtype, low_cpu_mem_usage, key_mapping, hub: as for `from_pretrained`.
 
         Raises:
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
         """
+        if hotswap:
+            from .hotswap import hotswap_adapter
+
+            hotswap_adapter(self, model_id, adapter_name, key_mapping=key_mapping, **hub)
+            return
         directory = locate(model_id, **hub)
         model = self.get_base_model()
         from .state_dicts import renamed

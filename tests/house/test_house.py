@@ -33,7 +33,7 @@ ORDER = [
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
     ["conversion", "adapting", "state_dicts", "kbit"],
-    ["status"],
+    ["status", "hotswap"],
     ["model"],
     ["tasks"],
     ["auto"],
