@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         AutoPeftModelForTokenClassification,
     )
     from .config import PeftConfig, TaskType, get_peft_config
+    from .converting import Conversion, convert
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
@@ -61,6 +62,7 @@ _NAMES_OF = {
     "auto": "AutoPeftModel AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM "
     "AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification",
     "config": "PeftConfig TaskType get_peft_config",
+    "converting": "Conversion convert",
     "engine": "strategy",
     "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
     "explaining": "Explanation explain",

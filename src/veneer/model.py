@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,13 +18,14 @@ from torch import Tensor, nn
 
 from . import files, inject, merging
 from .adapting import put_on
-from .config import CONFIG_NAME, PeftConfig
-from .disk import locate, write_atomically
+from .config import PeftConfig
+from .disk import locate
 from .errors import ConfigError, StateError, VeneerWarning
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
     from .cards import Card
+    from .converting import Conversion
     from .status import TunerLayerStatus, TunerModelStatus
 
 
@@ -268,6 +268,7 @@ class PeftModel(nn.Module):
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
         from .cards import place
+        from .saving import write_adapter
 
         config = self.peft_config[name]
         tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
@@ -276,25 +277,33 @@ class PeftModel(nn.Module):
 
             tensors = gathered(tensors, self, state_dict)
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        self._write(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
+        write_adapter(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
-    def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
-        """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
+    def save_as_lora(
+        self,
+        save_directory: str | os.PathLike[str],
+        adapter_name: str | None = None,
+        rank: int | None = None,
+        tolerance: float | None = None,
+        *,
+        uniform: bool = False,
+    ) -> Conversion:
+        """Write one adapter as a plain LoRA, that any reader of LoRA loads: with equal outputs, or the nearest of a rank.
 
         Args:
             save_directory: made if needed; files already there are replaced whole or not at all.
             adapter_name: the active one if None.
+            rank, tolerance, uniform: as for `convert`.
+
+        Returns:
+            The rank and the error of each layer.
 
         Raises:
-            StateError: its change has no low rank; nothing is written.
+            StateError: its change has no low rank, and neither a rank nor a tolerance was given; nothing is written.
         """
-        name = adapter_name or self.active_adapter
-        from .conversion import to_lora
+        from .converting import convert
 
-        config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
-        parameters = sum(t.numel() for t in tensors.values())
-        card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
-        self._write(Path(save_directory), config.to_json(), tensors, {}, card)
+        return convert(self, adapter_name or self.active_adapter, rank, tolerance, save_directory=save_directory, uniform=uniform)
 
     def _card(self, name: str, **more: Any) -> Card:
         from .cards import Card
@@ -310,16 +319,6 @@ class PeftModel(nn.Module):
         """
         for name in self.peft_config:
             self._card(name, repo_id=repo_id).update(Path(output_dir))
-
-    def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
-        if state:
-            content[files.STATE_NAME] = files.serialise(state)
-        else:
-            # That of an adapter which is about to be replaced would be taken for this one's.
-            if (target / files.STATE_NAME).is_file():
-                (target / files.STATE_NAME).unlink()
-        write_atomically(target, content | card.beside(target))
 
     @classmethod
     def from_pretrained(
