@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging
-from .adapting import put_on
+from .adapting import check_name, put_on
 from .config import PeftConfig
 from .disk import locate
 from .errors import ConfigError, StateError, VeneerWarning
@@ -182,6 +182,62 @@ class PeftModel(nn.Module):
         """Attach another adapter, inactive until `set_adapter`."""
         self._attach(adapter_name, peft_config, fresh=True)
         inject.record(self.get_base_model()).trainable.add(adapter_name)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Attach a weighted combination of adapters, W' = W + Σ wᵢ (W'ᵢ − W), inactive; a LoRA, or a copy where one of weight 1 is all there is.
+
+        Adapters of any method are combined by their changes: `linear` and `cat` exactly, where these have low rank, `svd` as the nearest change of a rank. This is the sum that task arithmetic
+        means (arXiv:2212.04089); HF PEFT's `linear` adds factors instead, which brings in products of one adapter's B with another's A.
+
+        Args:
+            adapters: names of attached adapters.
+            weights: wᵢ, one for each; a negative one takes an adapter's change away.
+            adapter_name: of the new adapter.
+            combination_type: "svd", "linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", or one of the last four with "_svd", which prunes the changes instead of the factors.
+                DARE draws from torch's generator.
+            svd_rank: the rank of the result; the largest of the inputs if None.
+            svd_clamp: clamp the factors of svd to this quantile of their numbers.
+            svd_full_matrices: of no effect; the factors are the same either way.
+            svd_driver: cuSOLVER's, on CUDA devices.
+            density: the share of the numbers that pruning keeps (ties, dare, magnitude_prune).
+            majority_sign_method: "total" or "frequency" (ties).
+
+        Raises:
+            ConfigError: weights, options or ranks that do not go together, or a name that is taken; the model is as it was.
+            StateError: an unknown adapter, or changes that this type cannot combine; the model is as it was.
+
+        >>> import torch
+        >>> from veneer import LoraConfig, get_peft_model
+        >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=1, target_modules=["0"], init_lora_weights=False))
+        >>> model.add_adapter("other", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+        >>> model.add_weighted_adapter(["default", "other"], [1.0, -0.5], "difference", "linear")
+        >>> model.peft_config["difference"].r
+        3
+        """
+        from .combining import Options, combined
+
+        check_name(adapter_name, self.peft_config)
+        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
+        model = self.get_base_model()
+        config, tensors = combined(model, adapters, weights, options)
+        self._attach(adapter_name, config, fresh=False)
+        try:
+            files.load(model, adapter_name, tensors, Path(f"the combination {adapter_name}"), shared=config.writes_shared)
+        except BaseException:
+            self.delete_adapter(adapter_name)
+            raise
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make one adapter, or several, the active ones; they train unless `inference_mode`, the others do not."""
