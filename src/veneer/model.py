@@ -198,15 +198,16 @@ class PeftModel(nn.Module):
     ) -> None:
         """Attach a weighted combination of adapters, W' = W + Σ wᵢ (W'ᵢ − W), inactive; a LoRA, or a copy where one of weight 1 is all there is.
 
-        Adapters of any method are combined by their changes: `linear` and `cat` exactly, where these have low rank, `svd` as the nearest change of a rank. This is the sum that task arithmetic
-        means (arXiv:2212.04089); HF PEFT's `linear` adds factors instead, which brings in products of one adapter's B with another's A.
+        Adapters of any method are combined by their changes: `linear` and `cat` exactly, where these have low rank, `svd` as the nearest change of a
+        rank. This is the sum that task arithmetic means (arXiv:2212.04089); HF PEFT's `linear` adds factors instead, which brings in products of one
+        adapter's B with another's A.
 
         Args:
             adapters: names of attached adapters.
             weights: wᵢ, one for each; a negative one takes an adapter's change away.
             adapter_name: of the new adapter.
-            combination_type: "svd", "linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", or one of the last four with "_svd", which prunes the changes instead of the factors.
-                DARE draws from torch's generator.
+            combination_type: "svd", "linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", or one of the last four with "_svd", which
+                prunes the changes instead of the factors. DARE draws from torch's generator.
             svd_rank: the rank of the result; the largest of the inputs if None.
             svd_clamp: clamp the factors of svd to this quantile of their numbers.
             svd_full_matrices: of no effect; the factors are the same either way.

@@ -49,8 +49,8 @@ def combined(
     for name, _ in used:
         if note.configs[name].bias != "none":
             raise StateError(
-                f"{name!r} trains the base's own biases in place, where all adapters of the model see them, so they cannot be weighted; save it with bias='none', or train a bias of "
-                "the adapter's own (lora_bias)"
+                f"{name!r} trains the base's own biases in place, where all adapters of the model see them, so they cannot be weighted; combine adapters with "
+                "bias='none', which may train a bias of their own (lora_bias)"
             )
     if options.leaves_alone([w for _, w in used]) and _as_trained(model, note, used[0][0]):
         return _copy(model, note, used[0][0])
@@ -89,7 +89,7 @@ def _combined(model: nn.Module, note: Record, layer: str, terms: list[_Term], op
         own = S.low_rank()
         if own is None:
             raise StateError(
-                f"{layer}: the change of {name!r}, {note.configs[name].facts().equation}, has no low rank, so {options.combination_type} has no factors to put side by side; "
+                f"{layer}: the change of {name!r}, {note.configs[name].facts().equation}, has no low rank, so {options.combination_type} finds no factors; "
                 "use combination_type='svd' with an svd_rank, which takes the nearest change of that rank"
             )
         parts.append(_weighted(w, own))
@@ -132,7 +132,8 @@ def _of_factors(model: nn.Module, note: Record, layer: str, terms: list[tuple[st
     if len({S.A.shape for S, _ in raw}) > 1:
         ranks = ", ".join(f"{name!r} has rank {S.rank}" for (name, _), (S, _) in zip(terms, raw, strict=True))
         raise ConfigError(
-            f"{layer}: {ranks}; {options.combination_type} adds factors number by number, so the ranks must be equal. Use combination_type='{options.combination_type}_svd'"
+            f"{layer}: {ranks}; {options.combination_type} adds factors number by number, so ranks must be equal; use "
+            f"combination_type='{options.combination_type}_svd'"
         )
     how = (options.pruning, _density(options), options.majority_sign_method)
     signs = [copysign(1.0, w * s) for (_, w), (_, s) in zip(terms, raw, strict=True)]
@@ -199,8 +200,8 @@ def _heads(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
             if key in found and not torch.equal(found[key], t):
                 module = key.removeprefix(PREFIX).rpartition(".")[0]
                 raise StateError(
-                    f"{owner[key]!r} and {name!r} each train {module} whole, with other numbers, and two heads have no sum that means anything; combine adapters of which "
-                    "one trains it, or train them again without modules_to_save"
+                    f"{owner[key]!r} and {name!r} each train {module} whole, with other numbers, and two heads have no sum that means anything; "
+                    "combine adapters of which one trains it, or whose heads are the same"
                 )
             found[key], owner[key] = t, owner.get(key, name)
     return found
