@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         AutoPeftModelForTokenClassification,
     )
     from .config import PeftConfig, TaskType, get_peft_config
+    from .converting import Conversion, convert
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
+    from .hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
     from .integrations.exporting import export
@@ -61,9 +63,11 @@ _NAMES_OF = {
     "auto": "AutoPeftModel AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM "
     "AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification",
     "config": "PeftConfig TaskType get_peft_config",
+    "converting": "Conversion convert",
     "engine": "strategy",
     "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
     "explaining": "Explanation explain",
+    "hotswap": "hotswap_adapter prepare_model_for_compiled_hotswap",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
     "integrations.exporting": "export",

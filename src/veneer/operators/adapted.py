@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..form import Form
 from .base import Operator
+from .dense import Dense
 from .products import Product
+from .sums import Sum
 
 
 class FrozenMap(Protocol):
@@ -71,6 +73,23 @@ class Adapted:
         if self.delta is not None:
             M = M + self.delta.dense()
         return M if self.L is None else self.L.left_of(M.to(wider(M, self.L)))
+
+    def change(self) -> Operator | None:
+        """W' − W; None where nothing of W changes.
+
+        L (W R + Δ) − W = L Δ + (L − I) W + L W (R − I), each term with what structure it has.
+        """
+        terms: list[Operator] = [] if self.delta is None else [self._on_left(self.delta)]
+        if self.L is not None:
+            terms.append(Product(self.L.minus_identity(), Dense(self.W.dense())))
+        if self.R is not None:
+            terms.append(self._on_left(Product(Dense(self.W.dense()), self.R.minus_identity())))
+        if not terms:
+            return None
+        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+
+    def _on_left(self, S: Operator) -> Operator:
+        return S if self.L is None else Product(self.L, S)
 
     def bias(self, b: Tensor | None) -> Tensor | None:
         """b' from the layer's own bias b."""
