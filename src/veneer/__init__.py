@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
     from .hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+    from .integrations.combinations import Combination, combine
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
     from .integrations.exporting import export
@@ -67,6 +68,7 @@ _NAMES_OF = {
     "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
     "explaining": "Explanation explain",
     "hotswap": "hotswap_adapter prepare_model_for_compiled_hotswap",
+    "integrations.combinations": "Combination combine",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
     "integrations.exporting": "export",

@@ -25,6 +25,7 @@ from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
     from .cards import Card
+    from .combining.options import Options
     from .converting import Conversion
     from .status import TunerLayerStatus, TunerModelStatus
 
@@ -227,12 +228,20 @@ class PeftModel(nn.Module):
         >>> model.peft_config["difference"].r
         3
         """
-        from .combining import Options, combined
+        from .combining.options import Options
+
+        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
+        self.add_combination(adapters, weights, adapter_name, options)
+
+    def add_combination(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, options: Options, *, progress: bool = False
+    ) -> None:
+        """`add_weighted_adapter` with its options in one value, and a bar where that is asked for."""
+        from .combining.weighted import combined
 
         check_name(adapter_name, self.peft_config)
-        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
         model = self.get_base_model()
-        config, tensors = combined(model, adapters, weights, options)
+        config, tensors = combined(model, adapters, weights, options, progress=progress)
         self._attach(adapter_name, config, fresh=False)
         try:
             files.load(model, adapter_name, tensors, Path(f"the combination {adapter_name}"), shared=config.writes_shared)

@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "hold a finished run against labelled pictures",
     "info": "show what an adapter would adapt in a model, and what its layers can be called",
     "export": "write an adapter for other programs",
+    "combine": "add, scale and take away adapters: a weighted sum of them as one",
     "doctor": "say what an adapter is, and whether and how it loads",
     "demo": "fine-tune the bundled model on real handwritten digits",
     "run": "run a script that imports peft, with Veneer in its place",

@@ -41,7 +41,7 @@ def export(adapter: str | os.PathLike[str], output: str | os.PathLike[str], mode
     if base is None:
         raise ConfigError(f"{adapter} does not say which model it is for; give the model")
     if not isinstance(base, nn.Module):
-        base = _loaded(adapter, directory, base, hub)
+        base = loaded(adapter, directory, base, hub)
     held = PeftModel.from_pretrained(base, directory)
     try:
         of_parts = any(s.is_part for s in record(base).plans["default"].sites)
@@ -51,7 +51,7 @@ def export(adapter: str | os.PathLike[str], output: str | os.PathLike[str], mode
     return "as LoRA" if of_parts else "as it is"
 
 
-def _loaded(adapter: str | os.PathLike[str], directory: Path, name: str, hub: dict[str, Any]) -> nn.Module:
+def loaded(adapter: str | os.PathLike[str], directory: Path, name: str, hub: dict[str, Any]) -> nn.Module:
     """The base model with its weights, of the class that the adapter fits."""
     import transformers
 
