@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .integrations.exporting import export
     from .integrations.peft import as_peft
     from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
+    from .lycoris import load_lycoris, save_lycoris
     from .model import PeftModel
     from .peft_type import PeftType
     from .planning import Plan, plan
@@ -70,6 +71,7 @@ _NAMES_OF = {
     "integrations.exporting": "export",
     "integrations.peft": "as_peft",
     "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
+    "lycoris": "load_lycoris save_lycoris",
     "model": "PeftModel",
     "peft_type": "PeftType",
     "planning": "Plan plan",
