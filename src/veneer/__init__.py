@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from .explaining import Explanation, explain
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
-    from .integrations.exporting import export
+    from .integrations.exporting import Rewritten, export, rewrite
+    from .integrations.measuring import Measured, measure
+    from .integrations.merged_models import SavedModel, save_merged
     from .integrations.peft import as_peft
     from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
     from .lycoris import load_lycoris, save_lycoris
@@ -68,7 +70,9 @@ _NAMES_OF = {
     "explaining": "Explanation explain",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
-    "integrations.exporting": "export",
+    "integrations.exporting": "Rewritten export rewrite",
+    "integrations.measuring": "Measured measure",
+    "integrations.merged_models": "SavedModel save_merged",
     "integrations.peft": "as_peft",
     "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
     "lycoris": "load_lycoris save_lycoris",

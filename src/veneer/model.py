@@ -360,11 +360,25 @@ class PeftModel(nn.Module):
             directory = locate(model_id, **hub)
             config = config or PeftConfig.read(directory)
             config, tensors = todays(model, config, renamed(files.read_tensors(directory), key_mapping))
+        return cls._holding(model, adapter_name, config, tensors, directory, is_trainable, autocast_adapter_dtype)
+
+    @classmethod
+    def _holding(
+        cls,
+        model: nn.Module,
+        name: str,
+        config: PeftConfig,
+        tensors: Mapping[str, Tensor],
+        origin: Path,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> Self:
+        """A base model with an adapter of these tensors."""
         config.inference_mode = not is_trainable
         wanted = cls.OF_TASK.get(str(config.task_type), cls) if cls is PeftModel else cls
-        new = wanted(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
+        new = wanted(model, config, name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
         try:
-            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
+            files.load(model, name, tensors, origin, shared=config.writes_shared)
         except BaseException:
             inject.detach(model)
             raise

@@ -59,7 +59,9 @@ def of_prefix(names: Iterable[str], prefix: str | None, origin: str) -> dict[str
         raise AdapterFileError(f"{origin} has nothing called {prefix}_…; there is {', '.join(by_prefix)}.{suggest(prefix, by_prefix)}")
     if prefix is None:
         counts = ", ".join(f"{p or 'no prefix'} ({len(found)} modules)" for p, found in sorted(by_prefix.items()))
-        raise AdapterFileError(f"{origin} is for several models: {counts}; say by prefix= (of load_lycoris; --prefix on the command line) which of them this one is")
+        raise AdapterFileError(
+            f"{origin} is for several models: {counts}; say by prefix= (of load_lycoris; --prefix on the command line) which of them this one is"
+        )
     return by_prefix[prefix]
 
 
