@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from .integrations.combinations import Combination, combine
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
-    from .integrations.exporting import export
+    from .integrations.exporting import Rewritten, export, rewrite
+    from .integrations.measuring import Measured, measure
+    from .integrations.merged_models import SavedModel, save_merged
     from .integrations.peft import as_peft
     from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
+    from .lycoris import load_lycoris, save_lycoris
     from .model import PeftModel
     from .peft_type import PeftType
     from .planning import Plan, plan
@@ -71,9 +74,12 @@ _NAMES_OF = {
     "integrations.combinations": "Combination combine",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
-    "integrations.exporting": "export",
+    "integrations.exporting": "Rewritten export rewrite",
+    "integrations.measuring": "Measured measure",
+    "integrations.merged_models": "SavedModel save_merged",
     "integrations.peft": "as_peft",
     "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
+    "lycoris": "load_lycoris save_lycoris",
     "model": "PeftModel",
     "peft_type": "PeftType",
     "planning": "Plan plan",

@@ -16,10 +16,10 @@ from ..combining.options import Options, check_weights
 from ..config import PeftConfig
 from ..disk import locate
 from ..errors import ConfigError
+from ..foreign import is_foreign
 from ..inject import record
-from ..model import PeftModel
 from ..saving import write_adapter
-from .exporting import loaded
+from .bases import held
 
 _NEW = "combined"
 
@@ -86,8 +86,8 @@ def combine(
     pairs = [(str(a), w) for a, w in (adapters.items() if isinstance(adapters, Mapping) else adapters)]
     how = Options(combination_type, **options)
     check_weights([a for a, _ in pairs], [w for _, w in pairs])
-    places = [locate(a, local_files_only=local_files_only) for a, _ in pairs]
-    configs = [PeftConfig.read(p) for p in places]
+    places = [Path(a) if is_foreign(a) else locate(a, local_files_only=local_files_only) for a, _ in pairs]
+    configs = [PeftConfig() if is_foreign(p) else PeftConfig.read(p) for p in places]
     for (adapter, _), place, config in zip(pairs, places, configs, strict=True):
         if Path(output).exists() and Path(output).resolve() == place.resolve():
             raise ConfigError(f"output: {output} is one of the adapters; give another directory")
@@ -96,22 +96,19 @@ def combine(
     base = model if model is not None else _common_base([a for a, _ in pairs], configs)
     # The one that brings a head says which class the model has.
     first = next((i for i, c in enumerate(configs) if c.modules_to_save), 0)
-    network = base if isinstance(base, nn.Module) else loaded(pairs[first][0], places[first], base, {"local_files_only": local_files_only})
-    order = [first, *(i for i in range(len(pairs)) if i != first)]
-    held = PeftModel.from_pretrained(network, places[first], f"adapter_{first}")
-    try:
-        for i in order[1:]:
-            held.load_adapter(places[i], f"adapter_{i}")
-        names = [f"adapter_{i}" for i in range(len(pairs))]
-        held.add_combination(names, [w for _, w in pairs], _NEW, how, progress=progress)
-        inner, config = held.get_base_model(), held.peft_config[_NEW]
-        plan = record(inner).plans[_NEW]
-        tensors = files.entries(inner, _NEW, shared=config.writes_shared)
-        card = Card.of(inner, _NEW, config, total=sum(p.numel() for n, p in network.named_parameters() if ".veneer." not in n))
+    names = ["default" if i == first else f"adapter_{i}" for i in range(len(pairs))]
+    with held(places[first], base, local_files_only=local_files_only) as one:
+        network = one.model.get_base_model()
+        total = sum(p.numel() for n, p in network.named_parameters() if ".veneer." not in n)
+        for name, place in zip(names, places, strict=True):
+            if name != "default":
+                one.model.load_adapter(place, name)
+        one.model.add_combination(names, [w for _, w in pairs], _NEW, how, progress=progress)
+        config, plan = one.model.peft_config[_NEW], record(network).plans[_NEW]
+        tensors = {k: t.detach() for k, t in files.entries(network, _NEW, shared=config.writes_shared).items()}
         of_parts = any(s.is_part for s in plan.sites)
-        write_adapter(Path(output), config.to_json(of_parts=of_parts), tensors, {}, replace(card, name="default"))
-    finally:
-        held.unload()
+        card = replace(Card.of(network, _NEW, config, total=total), name="default")
+        write_adapter(Path(output), config.to_json(of_parts=of_parts), tensors, {}, card)
     ranks = [s.method.rank for s in plan.sites if s.method.rank is not None]
     numbers = sum(t.numel() for t in tensors.values())
     called = config.base_model_name_or_path or type(network).__name__
