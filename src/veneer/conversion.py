@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import PREFIX, PeftConfig, config_classes
+from .config import PREFIX, PeftConfig, check_whole, config_classes
 from .errors import ConfigError, StateError
 from .files import entries
 from .form import Form
@@ -103,6 +103,16 @@ def factored(change: Change, form: Form, rank: int | None, tolerance: float | No
     return Factored(LowRank(S.B[:, used], S.A[used]), error, change.shift)
 
 
+def checked(rank: int | None, tolerance: float | None) -> None:
+    """Raise ConfigError for a rank or a tolerance that is none, or both."""
+    if rank is not None and tolerance is not None:
+        raise ConfigError("give rank or tolerance, not both: each decides the other")
+    if rank is not None:
+        check_whole("rank", rank)
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ConfigError(f"tolerance: a share of the change from 0 to less than 1, got {tolerance!r}")
+
+
 def factors(model: nn.Module, name: str, rank: int | None = None, tolerance: float | None = None) -> dict[str, Factored]:
     """The changes of one attached adapter as factors, by layer.
 
@@ -110,12 +120,7 @@ def factors(model: nn.Module, name: str, rank: int | None = None, tolerance: flo
         ConfigError: a rank or a tolerance that is none, or both.
         StateError: a change that has no exact factors where neither was given, or a weight that LoRA's file has no place for.
     """
-    if rank is not None and tolerance is not None:
-        raise ConfigError("give rank or tolerance, not both: each decides the other")
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ConfigError(f"rank: a whole number of at least 1, got {rank!r}")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise ConfigError(f"tolerance: a share of the change from 0 to less than 1, got {tolerance!r}")
+    checked(rank, tolerance)
     note = check_names(model, [name])
     forms = {layer: _form(model, sites[0]) for layer, sites in _by_layer(note.plans[name].sites).items()}
     equation = note.configs[name].facts().equation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from .adapting import put_on
 from .cards import Card
-from .config import PeftConfig
-from .conversion import factors, lora_of, rest
+from .config import PREFIX, PeftConfig
+from .conversion import Factored, factors, lora_of, rest
 from .errors import ConfigError
 from .files import load
 from .inject import activate, record
@@ -143,9 +144,7 @@ def convert(
     found = factors(base, name, rank, tolerance)
     shifts = {layer: f.shift for layer, f in found.items() if f.shift is not None}
     config, tensors = lora_of(base, {layer: f.S for layer, f in found.items()}, old, shifts=shifts, uniform=uniform)
-    layers = {layer: LayerConversion(f.S.rank, f.error, sqrt(f.squared)) for layer, f in found.items()}
-    titles = " and ".join(f.title for f in [*old.combinators, old.facts()])
-    done = Conversion(titles, layers, config, tensors | rest(base, name), _notes(config))
+    done = Conversion(title_of(old), layers_of(found), config, tensors | rest(base, name), notes_of(config, tensors))
     if save_directory is not None:
         total = sum(p.numel() for p in base.parameters())
         card = replace(Card.of(base, name, old, total=total), config=config, name="default", parameters=done.parameters, of_parts=False)
@@ -167,11 +166,26 @@ def _attach(model: nn.Module, base: nn.Module, name: str, done: Conversion) -> N
         held[name] = done.config
 
 
-def _notes(config: PeftConfig) -> list[str]:
-    """What servers of plain LoRA, such as vLLM, refuse; they take `lora_A` and `lora_B` alone."""
+def title_of(config: PeftConfig) -> str:
+    """What a person calls a configuration's method."""
+    return " and ".join(f.title for f in [*config.combinators, config.facts()])
+
+
+def layers_of(found: Mapping[str, Factored]) -> dict[str, LayerConversion]:
+    """How well each layer's change became factors."""
+    return {layer: LayerConversion(f.S.rank, f.error, sqrt(f.squared)) for layer, f in found.items()}
+
+
+def notes_of(config: PeftConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What vLLM refuses of a LoRA; it takes `lora_A` and `lora_B` of linear layers, of any ranks up to its own limit."""
     notes = []
     if config.modules_to_save:
         notes.append(f"whole modules are saved with it ({', '.join(config.modules_to_save)}), which vLLM refuses")
     if config.bias != "none" or getattr(config, "lora_bias", False):
         notes.append("it changes biases, which vLLM refuses")
+    other = [k for k, t in tensors.items() if "lora_embedding" in k or ("lora_A" in k and t.dim() != 2)]
+    if other:
+        notes.append(
+            f"it changes embeddings or convolutions, such as {other[0].removeprefix(PREFIX).rpartition('.lora')[0]}, which vLLM refuses"
+        )
     return notes
