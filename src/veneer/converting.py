@@ -109,6 +109,7 @@ def convert(
     save_directory: str | os.PathLike[str] | None = None,
     new_name: str | None = None,
     uniform: bool = False,
+    progress: bool = False,
 ) -> Conversion:
     """A LoRA with the same change as an attached adapter of any method, or with the nearest one of a lower rank.
 
@@ -123,6 +124,7 @@ def convert(
         save_directory: write the LoRA there; files already there are replaced whole or not at all.
         new_name: attach the LoRA under this name, inactive.
         uniform: give all layers one rank, with zeros, for readers that know no `rank_pattern`.
+        progress: show a bar, if it takes more than two seconds.
 
     Raises:
         ConfigError: a rank or tolerance that is none, or both; the name is taken.
@@ -141,7 +143,7 @@ def convert(
     if new_name in note.plans:
         raise ConfigError(f"an adapter called {new_name!r} is attached already; choose another new_name")
     old = note.configs[name]
-    found = factors(base, name, rank, tolerance)
+    found = factors(base, name, rank, tolerance, progress=progress)
     shifts = {layer: f.shift for layer, f in found.items() if f.shift is not None}
     config, tensors = lora_of(base, {layer: f.S for layer, f in found.items()}, old, shifts=shifts, uniform=uniform)
     done = Conversion(title_of(old), layers_of(found), config, tensors | rest(base, name), notes_of(config, tensors))
