@@ -13,7 +13,7 @@ from ..errors import StateError
 from ..form import Form
 from ..layers.adapted import Values
 from ..methods.base import Method
-from ..operators import Adapted
+from ..operators import Adapted, Dense, Operator
 
 
 class Absent:
@@ -29,6 +29,10 @@ class Absent:
             StateError: always.
         """
         raise StateError("this needs the base model's weights; give the model")
+
+    def operator(self) -> Operator:
+        """Refused as `dense` is."""
+        return Dense(self.dense())
 
 
 def equations_of_files(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Adapted, int]]:
