@@ -14,7 +14,6 @@ import measuring
 import torch
 from torch import Tensor, nn
 
-
 METHODS: dict[str, tuple[str, dict]] = {
     "LoRA r8": ("LoraConfig", {"r": 8}),
     "DoRA r8": ("LoraConfig", {"r": 8, "use_dora": True}),

@@ -308,12 +308,12 @@ def test_neither_products_with_the_weight_nor_operations_grow_with_the_adapters(
     shake(model)
     x = torch.randn(16, 3, 64)
     large, all_ = counted(model, x, [f"n{i // 8}" for i in range(16)])
-    assert large == 1
+    assert large == (2 if method == "dora" else 1)  # the norms of all adapters take one product with W too
     for distinct in (4, 16):
-        assert counted(model, x, [f"n{i * distinct // 16}" for i in range(16)]) == (1, all_)
+        assert counted(model, x, [f"n{i * distinct // 16}" for i in range(16)]) == (large, all_)
     for i in range(16, 40):
         model.add_adapter(f"n{i}", METHODS[method](["0"]))
-    assert counted(model, x, [f"n{i}" for i in range(16)]) == (1, all_)
+    assert counted(model, x, [f"n{i}" for i in range(16)]) == (large, all_)
 
 
 def test_samples_in_any_order_and_number():

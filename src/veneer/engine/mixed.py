@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators import Adapted, ByRows, Diagonal, Operator
+from ..operators import Adapted, ByRows, Diagonal, Operator, pieces
 from .assignment import BASE, Assignment, Pick, pairs, put_together
 from .choice import Evaluation, Strategy
 from .composed import dropped
@@ -50,11 +50,29 @@ class Share:
 
     def apply(self, S: Operator, x: Tensor) -> Tensor:
         """S of the samples' rows."""
-        return S.apply(self.seen(x)).reshape(*x.shape[:-1], -1)
+        X = self.seen(x)
+        if torch.is_grad_enabled():
+            return S.apply(X).reshape(*x.shape[:-1], -1)
+        y = x.new_empty(*X.shape[:-1], S.shape[0])
+        for some in pieces(X, y):
+            y[some] = self._of(S, some).apply(X[some])
+        return y.view(*x.shape[:-1], -1)
 
     def add_to(self, y: Tensor, S: Operator, x: Tensor) -> Tensor:
         """y with S of the samples' rows added; y may be overwritten."""
-        return S.add_to(self.seen(y), self.seen(x)).reshape(y.shape)
+        X, Y = self.seen(x), self.seen(y)
+        if torch.is_grad_enabled():
+            return S.add_to(Y, X).reshape(y.shape)
+        for some in pieces(X, Y):
+            own = Y[some]
+            added = self._of(S, some).add_to(own, X[some])
+            if added.data_ptr() != own.data_ptr():
+                own.copy_(added)
+        return Y.reshape(y.shape)
+
+    def _of(self, S: Operator, some: slice) -> Operator:
+        """The operators of a part of the stack."""
+        return S if self.stacked is None else S.map(lambda t: t[some])
 
 
 def evaluate_mixed(layer: Any, x: Tensor, batch: Assignment, where: Callable[[], str]) -> Tensor:
@@ -202,9 +220,14 @@ def _beyond(layer: Any, kind: Any, share: Share, y: Tensor) -> Tensor:
     equation, b = share.equation, kind.bias(layer)
     Y = share.seen(y)
     if isinstance(equation.L, Diagonal):
-        # In half precision 1 + ε rounds to 1, but ε itself does not.
-        own = Y if b is None or equation.scales_bias else Y - b.to(y.dtype)
-        Y = torch.addcmul(Y, own, share.spread((equation.L.d - 1).to(y.dtype)))
+        g, fixed = share.spread(equation.L.d), b is not None and not equation.scales_bias
+        if y.dtype.itemsize >= 4:
+            # g y + (1 − g) b in one pass.
+            g = g.to(y.dtype)
+            Y = torch.addcmul((1 - g) * b.to(y.dtype), Y, g) if fixed else Y * g
+        else:
+            # In half precision 1 + ε rounds to 1, but ε itself does not.
+            Y = torch.addcmul(Y, Y - b.to(y.dtype) if fixed else Y, (g - 1).to(y.dtype))
     if equation.shift is not None:
         Y = Y + share.spread(equation.shift.to(y.dtype))
     return Y.reshape(y.shape)
