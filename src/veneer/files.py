@@ -103,11 +103,11 @@ def entries(model: nn.Module, name: str, *, shared: bool = True) -> dict[str, Te
             found |= {f"{PREFIX}{path}.{key}": t for key, t in module.veneer[name].state_dict(keep_vars=True).items()}
     wrapped = {s.path for s in plan.sites} | {s.module for s in plan.sites}
     for bias in plan.biases:
-        found[PREFIX + _through(wrapped, bias)] = model.get_parameter(bias)
+        found[PREFIX + through(wrapped, bias)] = model.get_parameter(bias)
     return found
 
 
-def _through(wrapped: set[str], name: str) -> str:
+def through(wrapped: set[str], name: str) -> str:
     """A parameter's name with `base_layer` behind every module that the format wraps."""
     parts, out = name.split("."), []
     for i, part in enumerate(parts):

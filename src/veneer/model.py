@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -18,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from . import files, inject, merging, mixing
-from .adapting import put_on
-from .config import CONFIG_NAME, PeftConfig
-from .disk import locate, write_atomically
+from .adapting import check_name, put_on
+from .config import PeftConfig
+from .disk import locate
 from .errors import ConfigError, StateError, VeneerWarning
+from .layers.storages import number_of
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
     from .cards import Card
+    from .converting import Conversion
     from .status import TunerLayerStatus, TunerModelStatus
 
 
@@ -137,9 +138,7 @@ class PeftModel(nn.Module):
         """(trainable, all) numbers of parameters, whole saved modules and their frozen originals included."""
         trainable = total = 0
         for p in self.parameters():
-            count = p.numel()
-            if type(p).__name__ == "Params4bit":  # two numbers to a byte
-                count *= 2 * p.element_size()
+            count = number_of(p)
             total += count
             trainable += count if p.requires_grad else 0
         return trainable, total
@@ -185,6 +184,63 @@ class PeftModel(nn.Module):
         self._attach(adapter_name, peft_config, fresh=True)
         inject.record(self.get_base_model()).trainable.add(adapter_name)
 
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Attach a weighted combination of adapters, W' = W + Σ wᵢ (W'ᵢ − W), inactive; a LoRA, or a copy where one of weight 1 is all there is.
+
+        Adapters of any method are combined by their changes: `linear` and `cat` exactly, where these have low rank, `svd` as the nearest change of a
+        rank. This is the sum that task arithmetic means (arXiv:2212.04089); HF PEFT's `linear` adds factors instead, which brings in products of one
+        adapter's B with another's A.
+
+        Args:
+            adapters: names of attached adapters.
+            weights: wᵢ, one for each; a negative one takes an adapter's change away.
+            adapter_name: of the new adapter.
+            combination_type: "svd", "linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", or one of the last four with "_svd", which
+                prunes the changes instead of the factors. DARE draws from torch's generator.
+            svd_rank: the rank of the result; the largest of the inputs if None.
+            svd_clamp: clamp the factors of svd to this quantile of their numbers.
+            svd_full_matrices: of no effect; the factors are the same either way.
+            svd_driver: cuSOLVER's, on CUDA devices.
+            density: the share of the numbers that pruning keeps (ties, dare, magnitude_prune).
+            majority_sign_method: "total" or "frequency" (ties).
+
+        Raises:
+            ConfigError: weights, options or ranks that do not go together, or a name that is taken; the model is as it was.
+            StateError: an unknown adapter, or changes that this type cannot combine; the model is as it was.
+
+        >>> import torch
+        >>> from veneer import LoraConfig, get_peft_model
+        >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=1, target_modules=["0"], init_lora_weights=False))
+        >>> model.add_adapter("other", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+        >>> model.add_weighted_adapter(["default", "other"], [1.0, -0.5], "difference", "linear")
+        >>> model.peft_config["difference"].r
+        3
+        """
+        from .combining import Options, combined
+
+        check_name(adapter_name, self.peft_config)
+        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
+        model = self.get_base_model()
+        config, tensors = combined(model, adapters, weights, options)
+        self._attach(adapter_name, config, fresh=False)
+        try:
+            files.load(model, adapter_name, tensors, Path(f"the combination {adapter_name}"), shared=config.writes_shared)
+        except BaseException:
+            self.delete_adapter(adapter_name)
+            raise
+
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make one adapter, or several, the active ones; they train unless `inference_mode`, the others do not."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
@@ -209,27 +265,57 @@ class PeftModel(nn.Module):
 
     # Merging
 
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`."""
-        merging.merge(self.get_base_model(), names=adapter_names, safe=safe_merge)
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        safe: bool = False,
+        originals_device: str | torch.device | None = None,
+    ) -> merging.MergeReport:
+        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`; returns what rounding took from each weight.
+
+        Packed weights are packed again with their own settings.
+
+        Args:
+            adapter_names: merge these; they become the active ones.
+            safe_merge: look at every merged weight first, and merge none if one has NaN or infinite numbers; always so where a weight is packed.
+            safe: the same, by its shorter name.
+            originals_device: where the original weights are kept until then, such as "cpu"; None leaves them where they are.
+
+        Raises:
+            ConfigError: a device that cannot hold them.
+            StateError: an unknown name, merged already, numbers that are not finite, or a bias that has no place; the model is as it was.
+        """
+        return merging.merge(self.get_base_model(), names=adapter_names, safe=safe or safe_merge, originals_device=originals_device)
 
     def unmerge_adapter(self) -> None:
         """Put the original weights back, bit for bit."""
         merging.unmerge(self.get_base_model())
 
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        *,
+        safe: bool = False,
+        report: merging.MergeReport | None = None,
     ) -> nn.Module:
         """The base model with the active adapters (or the named ones) in its weights and without Veneer.
 
         Args:
             progressbar: show how far it is.
-            safe_merge: refuse to write NaN or infinite numbers.
+            safe_merge: refuse to write NaN or infinite numbers; always so where a weight is packed.
+            safe: the same, by its shorter name.
+            report: a `MergeReport()`, which gets what rounding took from each weight.
 
         Raises:
             StateError: the merged weights would not be finite; the model is as it was.
         """
-        return merging.merge_and_unload(self.get_base_model(), names=adapter_names, safe=safe_merge, progress=progressbar)
+        return merging.merge_and_unload(
+            self.get_base_model(), names=adapter_names, safe=safe or safe_merge, progress=progressbar, report=report
+        )
 
     def unload(self) -> nn.Module:
         """The untouched base model."""
@@ -270,6 +356,7 @@ class PeftModel(nn.Module):
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
         from .cards import place
+        from .saving import write_adapter
 
         config = self.peft_config[name]
         tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
@@ -278,25 +365,33 @@ class PeftModel(nn.Module):
 
             tensors = gathered(tensors, self, state_dict)
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        self._write(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
+        write_adapter(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
-    def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
-        """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
+    def save_as_lora(
+        self,
+        save_directory: str | os.PathLike[str],
+        adapter_name: str | None = None,
+        rank: int | None = None,
+        tolerance: float | None = None,
+        *,
+        uniform: bool = False,
+    ) -> Conversion:
+        """Write one adapter as a plain LoRA, that any reader of LoRA loads: with equal outputs, or the nearest of a rank.
 
         Args:
             save_directory: made if needed; files already there are replaced whole or not at all.
             adapter_name: the active one if None.
+            rank, tolerance, uniform: as for `convert`.
+
+        Returns:
+            The rank and the error of each layer.
 
         Raises:
-            StateError: its change has no low rank; nothing is written.
+            StateError: its change has no low rank, and neither a rank nor a tolerance was given; nothing is written.
         """
-        name = adapter_name or self.active_adapter
-        from .conversion import to_lora
+        from .converting import convert
 
-        config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
-        parameters = sum(t.numel() for t in tensors.values())
-        card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
-        self._write(Path(save_directory), config.to_json(), tensors, {}, card)
+        return convert(self, adapter_name or self.active_adapter, rank, tolerance, save_directory=save_directory, uniform=uniform)
 
     def _card(self, name: str, **more: Any) -> Card:
         from .cards import Card
@@ -312,16 +407,6 @@ class PeftModel(nn.Module):
         """
         for name in self.peft_config:
             self._card(name, repo_id=repo_id).update(Path(output_dir))
-
-    def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
-        if state:
-            content[files.STATE_NAME] = files.serialise(state)
-        else:
-            # That of an adapter which is about to be replaced would be taken for this one's.
-            if (target / files.STATE_NAME).is_file():
-                (target / files.STATE_NAME).unlink()
-        write_atomically(target, content | card.beside(target))
 
     @classmethod
     def from_pretrained(
@@ -374,16 +459,23 @@ class PeftModel(nn.Module):
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = True,
         key_mapping: Mapping[str, str] | None = None,
+        hotswap: bool = False,
         **hub: Any,
     ) -> None:
         """Read an adapter from a directory or the hub, under a new name or over the attached adapter of that name.
 
         Args:
+            hotswap: replace the attached adapter's numbers in place, as `hotswap_adapter` does, so that a compiled model is not compiled again.
             model_id, is_trainable, autocast_adapter_dtype, low_cpu_mem_usage, key_mapping, hub: as for `from_pretrained`.
 
         Raises:
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
         """
+        if hotswap:
+            from .hotswap import hotswap_adapter
+
+            hotswap_adapter(self, model_id, adapter_name, key_mapping=key_mapping, **hub)
+            return
         directory = locate(model_id, **hub)
         model = self.get_base_model()
         from .state_dicts import renamed

@@ -57,8 +57,8 @@ def by_rows(layer: Any, kind: Any, whole: ByRows, outputs: list[Tensor], x: Tens
 
 def dropped(x: Tensor, p: float, reader: Hashable) -> Tensor:
     """x with a share p of its numbers zeroed, and the others scaled up."""
-    # The tracer cannot follow a generator of its own; there the partitioner decides what is kept.
-    return F.dropout(x, p) if traced() else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
+    # The tracer cannot follow a generator of its own, and there the partitioner decides what is kept; sharded and other special tensors draw in their own way.
+    return F.dropout(x, p) if traced() or type(x) is not Tensor else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
 
 
 def _adapted(layer: Any, kind: Any, equation: Adapted | ByRows, x: Tensor, dropped: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
-from ..operators import Adapted, ByRows
+from ..operators import Adapted, ByRows, Dense, Operator
 from . import merged as weights
 from . import views
 from .base import LayerKind
@@ -104,6 +104,10 @@ class Adapter(nn.Module):
         """The tensors by their name in the adapter file."""
         return {s.key: getattr(self, s.name) for s in self.specs if s.key}
 
+    def by_name(self) -> dict[str, Tensor]:
+        """The same tensors by their name in the equation."""
+        return {s.name: getattr(self, s.name) for s in self.specs if s.key}
+
     def state(self) -> dict[str, Tensor]:
         """What training has changed besides the parameters, by name."""
         return {s.name: getattr(self, s.name) for s in self.specs if s.state}
@@ -124,6 +128,13 @@ class Frozen:
 
     def dense(self) -> Tensor:
         return self.kind.matrix(self.module).detach()
+
+    def operator(self) -> Operator:
+        found = self.kind.packed(self.module)
+        if found is not None:
+            return found
+        W = self.dense()
+        return Dense(W.to(torch.promote_types(W.dtype, torch.float32)))
 
 
 class AdaptedModule(Swapped):
