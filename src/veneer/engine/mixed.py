@@ -8,7 +8,7 @@ less, the samples are put in the order of the adapters instead; where W' of each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from operator import itemgetter
@@ -78,7 +78,8 @@ class Share:
 def evaluate_mixed(layer: Any, x: Tensor, batch: Assignment, where: Callable[[], str]) -> Tensor:
     """The output of an adapted layer that is called."""
     ((tensor, kind),) = layer.veneer_kinds.items()
-    groups = batch.groups(layer.at)
+    held: dict[str, Any] = {}
+    groups = batch.groups(lambda name: held.setdefault(name, layer.at(name)))
     if len(groups) == 1:
         return alone(layer, x, batch, next(iter(groups)), list(range(len(batch))))
     leading = kind.leading(layer, x)
@@ -86,7 +87,7 @@ def evaluate_mixed(layer: Any, x: Tensor, batch: Assignment, where: Callable[[],
     shares = None
     if kind.features_last and x.numel() and strategy_now() is not Strategy.COMPOSED:
         rows = each * prod(x.shape[1:-1])
-        shares = shared_out(layer, tensor, groups, rows)
+        shares = shared_out(layer, tensor, groups, held, rows)
     if shares is None:
         return put_together(list(pairs(groups, lambda name, own: alone(layer, batch.pick(own).of(x), batch, name, own))))
     X = x.reshape(len(batch), -1, x.shape[-1])
@@ -102,20 +103,21 @@ def alone(layer: Any, x: Tensor, batch: Assignment, name: str, samples: list[int
         return evaluate(layer, x)
 
 
-def shared_out(layer: Any, tensor: str, groups: dict[str, list[int]], rows: int) -> list[Share] | None:
+def shared_out(layer: Any, tensor: str, groups: dict[str, list[int]], held: dict[str, Any], rows: int) -> list[Share] | None:
     """The adapters' samples by equations that can be evaluated together; None where some cannot.
 
     Args:
+        held: what each adapter has at the layer, by slot.
         rows: of x, for each sample.
     """
     alike: dict[Hashable, list[str]] = {}
     for name in groups:
         if name != BASE:
-            alike.setdefault(layer.likeness(name), []).append(name)
+            alike.setdefault(likeness(held[name]), []).append(name)
     shares: list[Share] = []
     for names in alike.values():
-        noise = layer.noise_of(names[0]) if layer.training else None
-        equation = layer.equation_of(names[0], tensor, *names[1:])
+        noise = next(iter(held[names[0]].values())).method.noise if layer.training else None
+        equation = layer.equation_of_all([held[n] for n in names], tensor)
         if isinstance(equation, ByRows):
             equation = equation.joined()
         if equation is None or not (equation.L is None or isinstance(equation.L, Diagonal)):
@@ -126,6 +128,11 @@ def shared_out(layer: Any, tensor: str, groups: dict[str, list[int]], rows: int)
         p = noise.input if noise else 0.0
         shares += arranged(replace(equation, R=R, delta=delta), [groups[n] for n in names], rows, p)
     return shares
+
+
+def likeness(held: Mapping[str, Any]) -> Hashable:
+    """Equal for adapters of one layer whose equations can be evaluated as one stack."""
+    return tuple((slot, a.method, id(a.shared), tuple((s.name, s.shape) for s in a.specs)) for slot, a in held.items())
 
 
 def arranged(equation: Adapted, samples: list[list[int]], rows: int, p: float) -> list[Share]:
