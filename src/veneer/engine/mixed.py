@@ -210,6 +210,8 @@ def _split(layer: Any, kind: Any, picks: list[tuple[Share, Pick]], x: Tensor) ->
         if share.equation.R is not None:
             z = pick.replace(z, share.apply(share.equation.R.to(x.dtype), pick.of(x)))
     y = kind.forward(layer, z)
+    if torch.is_grad_enabled() and not kind.storage(layer).plain:
+        y = y.clone()  # what a packed layer's own autograd function gives out may be a view, which nothing may be written into
     for i, (share, pick) in enumerate(picks):
         if share.equation.delta is not None:
             seen = pick.of(x)
