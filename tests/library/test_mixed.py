@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -425,6 +427,15 @@ def test_what_is_active_and_trains_is_left_alone_also_by_an_error():
         model(torch.randn(3, 5), adapter_names=["second", "__base__", "first"])
     assert torch.equal(model(x), before[0])
     assert (model.active_adapters, [p.requires_grad for p in model.parameters()]) == before[1:]
+
+
+def test_outputs_can_be_saved():
+    model, x = small(), torch.randn(3, 4)
+    for y in (model(x), model(x, adapter_names=["second", "__base__", "first"])):
+        file = io.BytesIO()
+        torch.save(y, file)
+        file.seek(0)
+        assert torch.equal(torch.load(file), y)
 
 
 def test_merged_and_disabled_adapters_are_refused():

@@ -21,6 +21,8 @@ from .assignment import Assignment
 class Forward:
     """One forward that backward may repeat; it lives as long as the graph of its outputs."""
 
+    __torch_unserializable__ = True  # outputs can be saved without it
+
     def __init__(self, batch: Assignment | None) -> None:
         self.batch, self.task = batch, -1
 
