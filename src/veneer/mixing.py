@@ -7,6 +7,7 @@ runs, and its layers ask for them there.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -18,6 +19,7 @@ from .engine import BASE, Assignment
 from .errors import ConfigError, StateError
 from .inject import RECORD, Record, record
 from .layers import every_tensor, sequence_first
+from .operators import traced
 
 
 class PerSample(tuple[Tensor, ...]):
@@ -40,9 +42,21 @@ def forward(model: nn.Module, run: Callable[..., Any], names: Sequence[str] | No
     if names is None:
         out = run(*args, **kwargs)
         note = model.__dict__.get(RECORD)
-        if note is not None and note.batches.used and not torch.compiler.is_compiling():
+        # From the first forward on: a later one with adapter_names may share its backward.
+        if note is not None and torch.is_grad_enabled() and not traced():
             note.batches.mark(None, every_tensor(out))
         return out
+    if torch.compiler.is_compiling():
+        raise StateError("adapter_names cannot be followed by torch.compile; call the model that was not compiled")
+    return _uncompiled(_forward)(model, run, names, args, kwargs)
+
+
+def _uncompiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f, inside which no compiler looks for parts to compile; the compiler is not imported for it."""
+    return torch.compiler.disable(f) if "torch._dynamo" in sys.modules else f
+
+
+def _forward(model: nn.Module, run: Callable[..., Any], names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     note = record(model)
     batch = assignment(model, names, args, kwargs)
     with note.batches.running(batch):
@@ -62,7 +76,7 @@ def generating(model: nn.Module, generate: Callable[..., Any]) -> Callable[..., 
             return generate(*args, **kwargs)
         note = record(model)
         with note.batches.running(assignment(model, adapter_names, args, kwargs)):
-            return generate(*args, **kwargs)
+            return _uncompiled(generate)(*args, **kwargs)
 
     return mixed
 
@@ -74,8 +88,6 @@ def assignment(model: nn.Module, names: Sequence[str], args: Sequence[Any], kwar
         ConfigError: not one name for each sample.
         StateError: a name that is not attached, or a model that cannot run a batch of several adapters.
     """
-    if torch.compiler.is_compiling():
-        raise StateError("adapter_names cannot be followed by torch.compile; call the model that was not compiled")
     if isinstance(names, str):
         raise ConfigError(f"adapter_names: one name for each sample, in a list, got {names!r}")
     note, names = record(model), list(names)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from table import BY_ID, INSTANCES, randomise
+from packings import PACKINGS
+from table import BY_ID, INSTANCES, Model, randomise
 from test_laws import close
+from torch import nn
 
-from veneer import LoHaConfig, LoraConfig, StateError, strategy
+from veneer import LoHaConfig, LoraConfig, OFTConfig, StateError, get_peft_model, strategy
 
 NAMES = ["default", "second", "__base__", "other", "second", "third"]
 
@@ -97,3 +99,30 @@ def test_the_trained_biases_of_one_adapter_are_not_mixed():
     with pytest.raises(StateError, match="'default' trains the base's biases in place"):
         model(x, adapter_names=["default", "default", "second", "second"])
     assert torch.equal(model(x, adapter_names=["default"] * 4), model(x))
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=lambda p: p.id)
+def test_samples_on_a_packed_weight(packing):
+    configs = [LoraConfig(r=2), LoraConfig(r=2, use_dora=True), LoHaConfig(r=2), OFTConfig(oft_block_size=4)]
+    for c in configs:
+        c.target_modules = ["layer"]
+    model = get_peft_model(Model(packing.pack(nn.Linear(64, 32))), configs[0], "a0")
+    names = [f"{x}{i}" for i in range(len(configs)) for x in "ab"]
+    for name in names[1:]:
+        model.add_adapter(name, configs[int(name[1])])
+    model.set_adapter(names)
+    randomise(model)
+    names = [*names, "__base__", "b1"]
+    x = torch.randn(len(names), 5, 64)
+    y = model(x, adapter_names=names)
+    y.square().sum().backward()
+    mixed = gradients(model)
+    for i, name in enumerate(names):
+        own = alone(model, x[i : i + 1], name)
+        close(y[i : i + 1], own)
+        if own.requires_grad:
+            own.square().sum().backward()
+    apart = gradients(model)
+    assert mixed.keys() == apart.keys()
+    for n, g in apart.items():
+        torch.testing.assert_close(mixed[n], g, rtol=1e-3, atol=1e-3 * float(g.abs().max()))

@@ -5,7 +5,7 @@ from .batches import Batches
 from .choice import Choice, Strategy, costs
 from .evaluate import choice_for, equations_now, evaluate, merged_bias, merged_matrix, strategy
 from .fitting import fitted
-from .mixed import alone, evaluate_mixed
+from .mixed import evaluate_mixed
 
 __all__ = [
     "BASE",
@@ -13,7 +13,6 @@ __all__ = [
     "Batches",
     "Choice",
     "Strategy",
-    "alone",
     "choice_for",
     "costs",
     "equations_now",

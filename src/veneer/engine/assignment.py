@@ -6,6 +6,7 @@ one row). What is neither, or could be something else by its shape, is an error 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
@@ -18,6 +19,9 @@ from ..errors import StateError
 
 BASE = "__base__"
 """Stands for no adapter."""
+
+_ONE_OF_EXPERTS = r"(^|\.)experts\.\d+(\.|$)"
+"""The path of a layer to which a router gives the tokens that it picks, as many as the samples by chance too."""
 
 
 class Assignment:
@@ -72,9 +76,10 @@ class Assignment:
         if leading >= 2 and shape[1] == B and (shape[0] != B or (self.second and B > 1)):
             raise StateError(
                 f"{where()}: the {B} samples of this batch could lie along the first or the second dimension of an input of shape {tuple(shape)}; "
-                "use a module with batch_first=True, or call the model for each adapter by itself"
+                "use a module with batch_first=True, another number of samples, or call the model for each adapter by itself"
             )
-        if leading == 1 and len(shape) <= 2 and shape[0] != B and total not in self._totals:
+        picked = leading == 1 and len(shape) <= 2 and (shape[0] != B or bool(re.search(_ONE_OF_EXPERTS, where())))
+        if picked and total not in self._totals - {B}:
             raise StateError(
                 f"{where()}: the rows of an input of shape {tuple(shape)} are not all tokens of the {B} samples in their order, but picked ones, so "
                 "adapter_names cannot say which adapter they go through; call the model for each adapter by itself"

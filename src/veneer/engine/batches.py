@@ -21,6 +21,8 @@ from .assignment import Assignment
 class Forward:
     """One forward that backward may repeat; it lives as long as the graph of its outputs."""
 
+    __torch_unserializable__ = True  # outputs can be saved without it
+
     def __init__(self, batch: Assignment | None) -> None:
         self.batch, self.task = batch, -1
 
@@ -58,7 +60,11 @@ class Batches:
         Raises:
             StateError: a checkpoint repeats one of several forwards, which differ.
         """
-        if self.now is not None or not self.used or torch.compiler.is_compiling() or _backward() < 0:
+        if torch.compiler.is_compiling():
+            if self.now is not None:
+                raise StateError("torch.compile cannot follow adapter_names; call the model that was not compiled")
+            return None
+        if self.now is not None or not self.used or _backward() < 0:
             return self.now
         living = list(self.forwards)
         here = [f for f in living if f.task == _backward()]
@@ -75,7 +81,7 @@ class Batches:
         """Note a forward on its outputs."""
         forward = Forward(batch)
         for t in outputs:
-            if t.requires_grad and t.grad_fn is not None:
+            if t.grad_fn is not None:
                 t.register_hook(forward)
                 self.forwards.add(forward)
 

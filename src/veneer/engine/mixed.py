@@ -8,7 +8,7 @@ less, the samples are put in the order of the adapters instead; where W' of each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from operator import itemgetter
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..operators import Adapted, ByRows, Diagonal, Operator
+from ..operators import Adapted, ByRows, Diagonal, Operator, pieces
 from .assignment import BASE, Assignment, Pick, pairs, put_together
 from .choice import Evaluation, Strategy
 from .composed import dropped
@@ -50,17 +50,36 @@ class Share:
 
     def apply(self, S: Operator, x: Tensor) -> Tensor:
         """S of the samples' rows."""
-        return S.apply(self.seen(x)).reshape(*x.shape[:-1], -1)
+        X = self.seen(x)
+        if torch.is_grad_enabled():
+            return S.apply(X).reshape(*x.shape[:-1], -1)
+        y = x.new_empty(*X.shape[:-1], S.shape[0])
+        for some in pieces(X, y):
+            y[some] = self._of(S, some).apply(X[some])
+        return y.view(*x.shape[:-1], -1)
 
     def add_to(self, y: Tensor, S: Operator, x: Tensor) -> Tensor:
         """y with S of the samples' rows added; y may be overwritten."""
-        return S.add_to(self.seen(y), self.seen(x)).reshape(y.shape)
+        X, Y = self.seen(x), self.seen(y)
+        if torch.is_grad_enabled():
+            return S.add_to(Y, X).reshape(y.shape)
+        for some in pieces(X, Y):
+            own = Y[some]
+            added = self._of(S, some).add_to(own, X[some])
+            if added.data_ptr() != own.data_ptr():
+                own.copy_(added)
+        return Y.reshape(y.shape)
+
+    def _of(self, S: Operator, some: slice) -> Operator:
+        """The operators of a part of the stack."""
+        return S if self.stacked is None else S.map(lambda t: t[some])
 
 
 def evaluate_mixed(layer: Any, x: Tensor, batch: Assignment, where: Callable[[], str]) -> Tensor:
     """The output of an adapted layer that is called."""
     ((tensor, kind),) = layer.veneer_kinds.items()
-    groups = batch.groups(layer.at)
+    held: dict[str, Any] = {}
+    groups = batch.groups(lambda name: held.setdefault(name, layer.at(name)))
     if len(groups) == 1:
         return alone(layer, x, batch, next(iter(groups)), list(range(len(batch))))
     leading = kind.leading(layer, x)
@@ -68,7 +87,7 @@ def evaluate_mixed(layer: Any, x: Tensor, batch: Assignment, where: Callable[[],
     shares = None
     if kind.features_last and x.numel() and strategy_now() is not Strategy.COMPOSED:
         rows = each * prod(x.shape[1:-1])
-        shares = shared_out(layer, tensor, groups, rows)
+        shares = shared_out(layer, tensor, groups, held, rows)
     if shares is None:
         return put_together(list(pairs(groups, lambda name, own: alone(layer, batch.pick(own).of(x), batch, name, own))))
     X = x.reshape(len(batch), -1, x.shape[-1])
@@ -84,20 +103,21 @@ def alone(layer: Any, x: Tensor, batch: Assignment, name: str, samples: list[int
         return evaluate(layer, x)
 
 
-def shared_out(layer: Any, tensor: str, groups: dict[str, list[int]], rows: int) -> list[Share] | None:
+def shared_out(layer: Any, tensor: str, groups: dict[str, list[int]], held: dict[str, Any], rows: int) -> list[Share] | None:
     """The adapters' samples by equations that can be evaluated together; None where some cannot.
 
     Args:
+        held: what each adapter has at the layer, by slot.
         rows: of x, for each sample.
     """
     alike: dict[Hashable, list[str]] = {}
     for name in groups:
         if name != BASE:
-            alike.setdefault(layer.likeness(name), []).append(name)
+            alike.setdefault(likeness(held[name]), []).append(name)
     shares: list[Share] = []
     for names in alike.values():
-        noise = layer.noise_of(names[0]) if layer.training else None
-        equation = layer.equation_of(names[0], tensor, *names[1:])
+        noise = next(iter(held[names[0]].values())).method.noise if layer.training else None
+        equation = layer.equation_of_all([held[n] for n in names], tensor)
         if isinstance(equation, ByRows):
             equation = equation.joined()
         if equation is None or not (equation.L is None or isinstance(equation.L, Diagonal)):
@@ -108,6 +128,11 @@ def shared_out(layer: Any, tensor: str, groups: dict[str, list[int]], rows: int)
         p = noise.input if noise else 0.0
         shares += arranged(replace(equation, R=R, delta=delta), [groups[n] for n in names], rows, p)
     return shares
+
+
+def likeness(held: Mapping[str, Any]) -> Hashable:
+    """Equal for adapters of one layer whose equations can be evaluated as one stack."""
+    return tuple((slot, a.method, id(a.shared), tuple((s.name, s.shape) for s in a.specs)) for slot, a in held.items())
 
 
 def arranged(equation: Adapted, samples: list[list[int]], rows: int, p: float) -> list[Share]:
@@ -185,6 +210,8 @@ def _split(layer: Any, kind: Any, picks: list[tuple[Share, Pick]], x: Tensor) ->
         if share.equation.R is not None:
             z = pick.replace(z, share.apply(share.equation.R.to(x.dtype), pick.of(x)))
     y = kind.forward(layer, z)
+    if torch.is_grad_enabled() and not kind.storage(layer).plain:
+        y = y.clone()  # what a packed layer's own autograd function gives out may be a view, which nothing may be written into
     for i, (share, pick) in enumerate(picks):
         if share.equation.delta is not None:
             seen = pick.of(x)
@@ -202,9 +229,14 @@ def _beyond(layer: Any, kind: Any, share: Share, y: Tensor) -> Tensor:
     equation, b = share.equation, kind.bias(layer)
     Y = share.seen(y)
     if isinstance(equation.L, Diagonal):
-        # In half precision 1 + ε rounds to 1, but ε itself does not.
-        own = Y if b is None or equation.scales_bias else Y - b.to(y.dtype)
-        Y = torch.addcmul(Y, own, share.spread((equation.L.d - 1).to(y.dtype)))
+        g, fixed = share.spread(equation.L.d), b is not None and not equation.scales_bias
+        if y.dtype.itemsize >= 4:
+            # g y + (1 − g) b in one pass.
+            g = g.to(y.dtype)
+            Y = torch.addcmul((1 - g) * b.to(y.dtype), Y, g) if fixed else Y * g
+        else:
+            # In half precision 1 + ε rounds to 1, but ε itself does not.
+            Y = torch.addcmul(Y, Y - b.to(y.dtype) if fixed else Y, (g - 1).to(y.dtype))
     if equation.shift is not None:
         Y = Y + share.spread(equation.shift.to(y.dtype))
     return Y.reshape(y.shape)

@@ -9,7 +9,7 @@ that gives W' (`AdaptedParameters`).
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,7 +23,7 @@ from . import merged as weights
 from . import views
 from .base import LayerKind
 from .lent import Lent, lent_method
-from .mixed import by_adapter, check_reader, likeness, mixed_layer, noise_of, running, stacked
+from .mixed import by_adapter, check_reader, mixed_layer, running, stacked
 from .parts import PartKind
 from .swap import ADAPTERS, Swapped, swap, swap_back
 
@@ -191,12 +191,18 @@ class AdaptedModule(Swapped):
             if kind.tensor == tensor and slot in found:
                 yield kind, found[slot]
 
-    def equation_of(self, name: str, tensor: str, *others: str) -> Adapted | ByRows | None:
-        """One adapter's equation of one weight, or as one stack that of others too, which are alike; None where it has none."""
+    def equation_of(self, name: str, tensor: str) -> Adapted | ByRows | None:
+        """One adapter's equation of one weight; None where it has none."""
+        return self.equation_of_all([self.at(name)], tensor)
+
+    def equation_of_all(self, alike: Sequence[Mapping[str, Adapter]], tensor: str) -> Adapted | ByRows | None:
+        """The equation of one weight of several adapters that are alike, as one stack, from what `at` says of each."""
         parts = []
-        for kind, adapter in self._adapters_of(name, tensor):
-            values = stacked([adapter, *(self.at(other)[kind.slot] for other in others)]) if others else adapter.values()
-            equation = adapter.method.equation(Adapted(Frozen(kind, self)), values)
+        for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:
+            if kind.tensor != tensor or slot not in alike[0]:
+                continue
+            values = alike[0][slot].values() if len(alike) == 1 else stacked([found[slot] for found in alike])
+            equation = alike[0][slot].method.equation(Adapted(Frozen(kind, self)), values)
             if not isinstance(kind, PartKind):
                 return equation
             parts.append((kind.rows, equation))
@@ -210,8 +216,6 @@ class AdaptedModule(Swapped):
             if equation is not None:
                 found.append((equation, next(self._adapters_of(name, tensor))[1].method.noise))
         return found
-
-    noise_of, likeness = noise_of, likeness
 
 
 class AdaptedLayer(AdaptedModule):

@@ -6,7 +6,7 @@ each adapter on that adapter's samples; inside such a run every other module see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from . import switches
 from .per_sample import Arguments, outputs_together
 
 if TYPE_CHECKING:
-    from ..methods.base import Noise
     from .adapted import AdaptedModule, Adapter
     from .swap import Swapped
 
@@ -30,16 +29,6 @@ def running(module: Swapped) -> tuple[str, ...]:
     if batch is None:
         return module.veneer_active
     return () if batch.single in (None, BASE) else (batch.single,)
-
-
-def noise_of(self: AdaptedModule, name: str) -> Noise:
-    """What training disturbs in one adapter's equation."""
-    return next(iter(self.at(name).values())).method.noise
-
-
-def likeness(self: AdaptedModule, name: str) -> Hashable:
-    """Equal for adapters of this module whose equations can be evaluated as one stack."""
-    return tuple((slot, a.method, id(a.shared), tuple((s.name, s.shape) for s in a.specs)) for slot, a in self.at(name).items())
 
 
 def stacked(adapters: Sequence[Adapter]) -> Any:

@@ -33,12 +33,10 @@ class BlockDiagonal(Operator):
         return n * b, n * b
 
     def apply(self, x: Tensor) -> Tensor:
-        if self.blocks.dim() == 3:
-            blocks = self.wide().blocks
-            n, b, _ = blocks.shape
-            return (x.reshape(prod(x.shape[:-1]), n, b).transpose(0, 1) @ blocks.mT).transpose(0, 1).reshape(x.shape)
-        n, b = self.blocks.shape[-3:-1]
-        return torch.einsum("e...ni,enji->e...nj", x.unflatten(-1, (n, b)), self.blocks).flatten(-2)
+        blocks = self.wide().blocks
+        *batch, n, b, _ = blocks.shape
+        rows = x.reshape(*batch, prod(x.shape[len(batch) : -1]), n, b)
+        return (rows.transpose(-3, -2) @ blocks.mT).transpose(-3, -2).reshape(x.shape)
 
     def wide(self) -> BlockDiagonal:
         """The same map in blocks of up to WIDE numbers."""

@@ -111,7 +111,12 @@ class LowRank(Operator):
 
     def row_dot(self, W: Operator | Tensor) -> Tensor:
         # Σ_j (BA)_ij W_ij = Σ_k B_ik (W Aᵀ)_ik: W is read once, B A never formed.
-        WAt = W @ self.A.mT if isinstance(W, Tensor) else W.apply(self.A).mT
+        if not isinstance(W, Tensor):
+            WAt = W.apply(self.A).mT
+        elif W.dim() == 2 < self.A.dim():
+            WAt = times(self.A, W).mT  # of a batch in one product, because it is the same W
+        else:
+            WAt = W @ self.A.mT
         return (self.B * WAt).sum(-1)
 
     def squared_row_norms(self) -> Tensor:
