@@ -6,7 +6,7 @@ trained biases) is kept in one record on the model, so that `detach` gives back 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class Record:
     required_grad: dict[str, bool]
     plans: dict[str, Plan] = field(default_factory=dict)
     active: tuple[str, ...] = ()
+    turned: set[str] = field(default_factory=set)
+    """The adapters that some module may have switched on; the active ones, and more where other code turned modules one by one."""
     trainable: set[str] = field(default_factory=set)
     first_biases: dict[str, Tensor] = field(default_factory=dict)
     fused: dict[str, int] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Record:
         for kept in (self.plans, self.shared, self.schedules, self.configs):
             kept.pop(name, None)
         self.trainable.discard(name)
+        self.turned.discard(name)
         self.active = tuple(n for n in self.active if n != name)
 
 
@@ -91,6 +94,22 @@ def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
 def holders(model: nn.Module) -> Iterator[Swapped]:
     """Every module that holds adapters, of either sort."""
     return (m for m in model.modules() if isinstance(m, Swapped))
+
+
+def holders_of(model: nn.Module, names: Iterable[str]) -> list[Swapped]:
+    """The modules that hold these adapters, found by their paths: their number is the layers', however many adapters are attached."""
+    plans = record(model).plans
+    paths = {path: None for n in names if n in plans for path in plans[n].holders}
+    found = (_at(model, path) for path in paths)
+    return [m for m in found if isinstance(m, Swapped)]
+
+
+def _at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, past the look-ups of nn.Module, which cost more than switching may; None where other code took it away."""
+    found: nn.Module | None = model
+    for part in path.split(".") if path else ():
+        found = None if found is None else found._modules.get(part)
+    return found
 
 
 def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh: bool = True, autocast_adapter_dtype: bool = True) -> None:
@@ -160,9 +179,10 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
     note = check_names(model, names)
     if trainable is not None:
         note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
-    note.active = tuple(names)
-    for holder in holders(model):
-        turn(holder, note.active, note.trainable)
+    changed = note.turned | set(names)
+    note.active, note.turned = tuple(names), set(names)
+    for holder in holders_of(model, changed):
+        turn(holder, note.active, note.trainable, changed)
     training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)
@@ -171,7 +191,7 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
 def disable(model: nn.Module) -> dict[str, Tensor]:
     """Let the model run as its base; returns the trained biases for `enable`."""
     note = record(model)
-    for holder in holders(model):
+    for holder in holders_of(model, note.turned):
         enable_adapters(holder, False)
     trained = {b: model.get_parameter(b).detach().clone() for b in note.first_biases}
     _set_biases(model, note.first_biases)
@@ -181,7 +201,7 @@ def disable(model: nn.Module) -> dict[str, Tensor]:
 def enable(model: nn.Module, trained: dict[str, Tensor]) -> None:
     """Undo `disable`."""
     _set_biases(model, trained)
-    for holder in holders(model):
+    for holder in holders_of(model, record(model).turned):
         enable_adapters(holder, True)
 
 
@@ -190,10 +210,10 @@ def remove(model: nn.Module, name: str) -> None:
     note = record(model)
     activate(model, [n for n in note.active if n != name])
     plan = note.plans[name]
-    note.forget(name)
-    for holder in holders(model):
+    for holder in holders_of(model, [name]):
         if name in holder.veneer:
             del holder.veneer[name]
+    note.forget(name)
     _set_biases(model, {b: note.first_biases[b] for b in plan.biases})
     for bias in plan.biases:
         del note.first_biases[bias]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -87,6 +88,11 @@ class Plan:
     def trainable(self) -> int:
         """The number of trainable parameters, biases not counted."""
         return sum(s.parameters for s in self.sites) + sum(self.saved.values())
+
+    @cached_property
+    def holders(self) -> list[str]:
+        """Paths of the modules that hold something of the adapter."""
+        return [*dict.fromkeys(s.module for s in self.sites), *self.saved]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that the table says, as plain values."""
