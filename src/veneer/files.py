@@ -15,8 +15,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .config import CONFIG_NAME, PREFIX
+from .disk import write_atomically
 from .errors import AdapterFileError
 from .inject import adapter_of, record, saved_modules
+from .labels import LABELS_NAME, checked, chosen, label_tensors, written
+from .labels import read as read_labels
+from .layers import SavedModule, set_outputs, takes_outputs
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "schedule.safetensors"
@@ -151,12 +155,69 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
 
     expected = entries(model, name, shared=shared)
     tensors = fitted(tensors, expected, _base(model))
-    check_tensors(tensors, expected, str(directory))
+    heads = _heads(model, name)
+    resized = _resized(heads, tensors, expected)
+    check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
+    outputs = next((tensors[k].shape[0] for keys in heads.values() for k in keys), 0)
+    names = checked(read_labels(directory), outputs, directory) if heads else None
     known = states(model, name, always=True)
     state = todays_states(model, _read(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
     if state:
         check_tensors(state, known, str(directory / STATE_NAME))
+    for layer, n in dict(resized.values()).items():
+        set_outputs(layer, n)
+    expected = entries(model, name, shared=shared) if resized else expected
     for key, target in expected.items():
         target.copy_(tensors[key])
     for key, value in state.items():
         known[key].copy_(value)
+    if heads:
+        naming = record(model).naming
+        base = naming.of_base(model)
+        assert base is not None
+        before = record(model).labels[name]
+        naming.give(model, name, before if names is None and len(before) == outputs else chosen(base, outputs, names))
+
+
+def _heads(model: nn.Module, name: str) -> dict[nn.Module, list[str]]:
+    """The layers of an adapter's own head that have one output for each label → the keys of their tensors, in the head's order."""
+    note = record(model)
+    found: dict[nn.Module, list[str]] = {}
+    for parameter in label_tensors(model, note.plans[name].saved, note.naming.of_base(model)):
+        path = next(p for p in note.plans[name].saved if parameter.startswith(p + "."))
+        module = model.get_submodule(path)
+        assert isinstance(module, SavedModule)
+        own = module.copy_of(name)
+        assert own is not None
+        found.setdefault(own.get_submodule(parameter.removeprefix(path + ".").rpartition(".")[0]), []).append(PREFIX + parameter)
+    return found
+
+
+def _resized(
+    heads: Mapping[nn.Module, list[str]], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, tuple[nn.Module, int]]:
+    """The keys of the layers in an adapter's head that have another number of labels in its file → the layer and that number."""
+    found = {}
+    for layer, keys in heads.items():
+        if not takes_outputs(layer) or any(k not in tensors or tensors[k].shape[1:] != expected[k].shape[1:] for k in keys):
+            continue
+        counts = {tensors[k].shape[0] for k in keys}
+        if len(counts) == 1 and counts != {expected[keys[0]].shape[0]}:
+            found |= {k: (layer, counts.copy().pop()) for k in keys}
+    return found
+
+
+def write(directory: Path, model: nn.Module, name: str, config: str, tensors: Mapping[str, Tensor], more: Mapping[str, bytes]) -> None:
+    """Write an adapter's directory whole.
+
+    Args:
+        model, name: where it is attached, for what else belongs to it: label names, and what a schedule has learnt unless `tensors` are of another method.
+        more: further files.
+    """
+    note = record(model)
+    note.naming.note(model)
+    content = {WEIGHTS_NAME: serialise(tensors), CONFIG_NAME: config.encode(), **written(note.labels.get(name))}
+    if name in note.labels and LABELS_NAME not in content:
+        # Names of an adapter that is about to be replaced would be taken for this one's.
+        (directory / LABELS_NAME).unlink(missing_ok=True)
+    write_atomically(directory, content | more)

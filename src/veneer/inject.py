@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .config import PeftConfig
 from .engine import sources
 from .errors import StateError, suggest
+from .labels import Labels, label_tensors
 from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
 from .layers.fused import hold_open, release
 from .layers.switches import enable_adapters, turn
@@ -43,6 +44,12 @@ class Record:
     schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
     configs: dict[str, PeftConfig] = field(default_factory=dict)
+    naming: Labels = field(default_factory=Labels)
+
+    @property
+    def labels(self) -> dict[str, dict[int, str]]:
+        """The label names of each adapter that has a head of its own, by output."""
+        return {name: said.names for name, said in self.naming.said.items() if name is not None}
 
     def check(self, names: Sequence[str]) -> None:
         """Raise StateError for a name that is not attached."""
@@ -54,7 +61,8 @@ class Record:
 
     def forget(self, name: str) -> None:
         """Note that an adapter is no longer attached."""
-        for kept in (self.plans, self.shared, self.schedules, self.configs):
+        kept: dict[Any, Any]
+        for kept in (self.plans, self.shared, self.schedules, self.configs, self.naming.said):
             kept.pop(name, None)
         self.trainable.discard(name)
         self.turned.discard(name)
@@ -151,6 +159,9 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
     note.plans[name], note.configs[name] = plan, config
+    base = note.naming.of_base(model)
+    if base is not None and label_tensors(model, plan.saved, base):
+        note.naming.give(model, name, base.names)
     schedule = config.schedule()
     if schedule is not None:
         note.schedules[name] = (config, schedule)
@@ -186,6 +197,13 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
     training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)
+    _show_labels(model)
+
+
+def _show_labels(model: nn.Module) -> None:
+    """Let the configuration say the labels of the head that runs: of several active adapters, the last one's that has a head."""
+    note = record(model)
+    note.naming.show(model, next((n for n in reversed(note.active) if n in note.naming.said), None))
 
 
 def disable(model: nn.Module) -> dict[str, Tensor]:
@@ -193,6 +211,7 @@ def disable(model: nn.Module) -> dict[str, Tensor]:
     note = record(model)
     for holder in holders_of(model, note.turned):
         enable_adapters(holder, False)
+    note.naming.show(model, None)
     trained = {b: model.get_parameter(b).detach().clone() for b in note.first_biases}
     _set_biases(model, note.first_biases)
     return trained
@@ -203,6 +222,7 @@ def enable(model: nn.Module, trained: dict[str, Tensor]) -> None:
     _set_biases(model, trained)
     for holder in holders_of(model, record(model).turned):
         enable_adapters(holder, True)
+    _show_labels(model)
 
 
 def remove(model: nn.Module, name: str) -> None:
@@ -223,6 +243,7 @@ def detach(model: nn.Module) -> nn.Module:
     """Take every adapter off and give back the untouched model."""
     note = record(model)
     _set_biases(model, note.first_biases)
+    note.naming.show(model, None)
     for holder in list(holders(model)):
         restore(holder)
     release(model, note.fused)

@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 
 from .errors import StateError
 from .inject import activate, adapted_modules, detach, record, saved_modules
+from .labels import Labels
+from .layers import set_outputs
 from .layers.merged import put_back, refuse_lost_shift, refuse_not_finite, write_merged
 
 logger = logging.getLogger("veneer")
@@ -67,10 +69,15 @@ def merge_and_unload(model: nn.Module, *, names: Sequence[str] | None = None, sa
         if module.veneer_active:
             _copy_values(module, module.veneer[module.veneer_active[-1]])
     record(model).first_biases.clear()
+    record(model).naming = Labels()  # those of the head that is now the model's own stay
     return detach(model)
 
 
 def _copy_values(module: nn.Module, source: nn.Module) -> None:
+    for name, value in source.named_parameters():
+        layer = module.get_submodule(name.rpartition(".")[0])
+        if value.shape != module.get_parameter(name).shape:
+            set_outputs(layer, value.shape[0])
     target = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, value in [*source.named_parameters(), *source.named_buffers()]:
         target[name].copy_(value)

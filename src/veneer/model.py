@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from . import files, inject, merging
 from .adapting import put_on
-from .config import CONFIG_NAME, PeftConfig
-from .disk import locate, write_atomically
+from .config import PeftConfig
+from .disk import locate
 from .errors import ConfigError, StateError, VeneerWarning
 from .wrapping import AdaptedModel, with_signature
 
@@ -276,7 +276,7 @@ class PeftModel(nn.Module):
 
             tensors = gathered(tensors, self, state_dict)
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        self._write(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
+        self._write(place(directory, name), name, text, tensors, files.states(self.get_base_model(), name), self._card(name))
 
     def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
         """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
@@ -294,7 +294,7 @@ class PeftModel(nn.Module):
         config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
         parameters = sum(t.numel() for t in tensors.values())
         card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
-        self._write(Path(save_directory), config.to_json(), tensors, {}, card)
+        self._write(Path(save_directory), name, config.to_json(), tensors, {}, card)
 
     def _card(self, name: str, **more: Any) -> Card:
         from .cards import Card
@@ -311,15 +311,12 @@ class PeftModel(nn.Module):
         for name in self.peft_config:
             self._card(name, repo_id=repo_id).update(Path(output_dir))
 
-    def _write(self, target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
-        content = {files.WEIGHTS_NAME: files.serialise(tensors), CONFIG_NAME: config.encode()}
-        if state:
-            content[files.STATE_NAME] = files.serialise(state)
-        else:
+    def _write(self, target: Path, name: str, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
+        if not state:
             # That of an adapter which is about to be replaced would be taken for this one's.
-            if (target / files.STATE_NAME).is_file():
-                (target / files.STATE_NAME).unlink()
-        write_atomically(target, content | card.beside(target))
+            (target / files.STATE_NAME).unlink(missing_ok=True)
+        more = {files.STATE_NAME: files.serialise(state)} if state else {}
+        files.write(target, self.get_base_model(), name, config, tensors, more | card.beside(target))
 
     @classmethod
     def from_pretrained(

@@ -29,7 +29,7 @@ ORDER = [
     ["heads", "roles", "oldnames"],
     ["naming"],
     ["targets"],
-    ["planning", "translation", "vocabulary"],
+    ["planning", "translation", "vocabulary", "labels"],
     ["inject"],
     ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
     ["conversion", "adapting", "state_dicts", "kbit"],

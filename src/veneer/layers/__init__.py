@@ -4,7 +4,7 @@ from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Fr
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
-from .saved import SavedModule, save_module
+from .saved import SavedModule, save_module, set_outputs, takes_outputs
 from .swap import Swapped
 
 __all__ = [
@@ -27,5 +27,7 @@ __all__ = [
     "places",
     "restore",
     "save_module",
+    "set_outputs",
+    "takes_outputs",
     "why_not",
 ]

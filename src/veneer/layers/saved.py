@@ -47,6 +47,19 @@ def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
     return module
 
 
+def takes_outputs(layer: nn.Module) -> bool:
+    """Whether a layer can have another number of outputs."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1)
+
+
+def set_outputs(layer: nn.Module, outputs: int) -> None:
+    """Give a linear layer or a convolution another number of outputs; its numbers are to be read from a file."""
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", outputs)
+    for name, own in layer._parameters.items():
+        if own is not None:
+            layer._parameters[name] = nn.Parameter(own.detach().new_zeros(outputs, *own.shape[1:]), requires_grad=own.requires_grad)
+
+
 def _original(module: SavedModule) -> nn.Module:
     """A copy of the module as it was before any adapter."""
     return copy.deepcopy(unadapted(module))
