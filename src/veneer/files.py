@@ -197,13 +197,13 @@ def _resized(
     heads: Mapping[nn.Module, list[str]], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, tuple[nn.Module, int]]:
     """The keys of the layers in an adapter's head that have another number of labels in its file → the layer and that number."""
-    found = {}
+    found: dict[str, tuple[nn.Module, int]] = {}
     for layer, keys in heads.items():
         if not takes_outputs(layer) or any(k not in tensors or tensors[k].shape[1:] != expected[k].shape[1:] for k in keys):
             continue
         counts = {tensors[k].shape[0] for k in keys}
         if len(counts) == 1 and counts != {expected[keys[0]].shape[0]}:
-            found |= {k: (layer, counts.copy().pop()) for k in keys}
+            found |= {k: (layer, next(iter(counts))) for k in keys}
     return found
 
 
@@ -217,7 +217,7 @@ def write(directory: Path, model: nn.Module, name: str, config: str, tensors: Ma
     note = record(model)
     note.naming.note(model)
     content = {WEIGHTS_NAME: serialise(tensors), CONFIG_NAME: config.encode(), **written(note.labels.get(name))}
-    if name in note.labels and LABELS_NAME not in content:
+    if name in note.labels and LABELS_NAME not in content and (directory / LABELS_NAME).is_file():
         # Names of an adapter that is about to be replaced would be taken for this one's.
-        (directory / LABELS_NAME).unlink(missing_ok=True)
-    write_atomically(directory, content | more)
+        (directory / LABELS_NAME).unlink()
+    write_atomically(directory, {**content, **more})

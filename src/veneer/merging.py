@@ -74,10 +74,9 @@ def merge_and_unload(model: nn.Module, *, names: Sequence[str] | None = None, sa
 
 
 def _copy_values(module: nn.Module, source: nn.Module) -> None:
-    for name, value in source.named_parameters():
-        layer = module.get_submodule(name.rpartition(".")[0])
-        if value.shape != module.get_parameter(name).shape:
-            set_outputs(layer, value.shape[0])
+    for name, trained in source.named_parameters():
+        if trained.shape != module.get_parameter(name).shape:
+            set_outputs(module.get_submodule(name.rpartition(".")[0]), trained.shape[0])
     target = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, value in [*source.named_parameters(), *source.named_buffers()]:
         target[name].copy_(value)

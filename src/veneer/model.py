@@ -312,9 +312,9 @@ class PeftModel(nn.Module):
             self._card(name, repo_id=repo_id).update(Path(output_dir))
 
     def _write(self, target: Path, name: str, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
-        if not state:
+        if not state and (target / files.STATE_NAME).is_file():
             # That of an adapter which is about to be replaced would be taken for this one's.
-            (target / files.STATE_NAME).unlink(missing_ok=True)
+            (target / files.STATE_NAME).unlink()
         more = {files.STATE_NAME: files.serialise(state)} if state else {}
         files.write(target, self.get_base_model(), name, config, tensors, more | card.beside(target))
 

@@ -1,6 +1,7 @@
 """Layer kinds and storages: how an (out × in) map acts in a layer of a given class, and how its weight lies in memory."""
 
-from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Frozen, Shared, adapt, restore
+from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Frozen, adapt, restore
+from .adapter import Adapter, Share, Shared
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
@@ -18,6 +19,7 @@ __all__ = [
     "Layout",
     "Place",
     "SavedModule",
+    "Share",
     "Shared",
     "Swapped",
     "adapt",

@@ -33,17 +33,25 @@ class SavedModule(Swapped):
         return copy_of_active(*args, **kwargs)
 
     def copy_of(self, name: str) -> nn.Module | None:
-        """One adapter's copy of this module; None where it has none."""
-        return self.veneer._modules.get(name)
+        """One adapter's copy of this module, attached or made of what is packed; None where it has none."""
+        own = self.veneer._modules.get(name)
+        packed = self.veneer_record.shelf.fetch(name) if own is None and self.veneer_record is not None else None
+        return own if packed is None else packed.copy_of(self)
 
 
 def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
     """Give `module` a trainable copy under the adapter's name, made from its own values."""
     original = _original(module) if isinstance(module, SavedModule) else copy.deepcopy(module)
+    saving = can_save(module)
+    saving.veneer[adapter_name] = original
+    return saving
+
+
+def can_save(module: nn.Module) -> SavedModule:
+    """The module, made ready to hold whole copies."""
     if not isinstance(module, SavedModule):
         swap(module, SavedModule)
     assert isinstance(module, SavedModule)
-    module.veneer[adapter_name] = original
     return module
 
 

@@ -24,7 +24,7 @@ class Swapped(nn.Module):
     """Mixed in before a module's own class; what every swapped module has."""
 
     PREFIX: ClassVar[str]
-    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_record": None}
+    ATTRIBUTES: ClassVar[dict[str, Any]] = {"veneer_active": (), "veneer_record": None, "veneer_path": ""}
     """Plain attributes of a swapped module, with their first values."""
     MEMBERS: ClassVar[tuple[str, ...]] = ()
     """Names that the swapped class defines anew, by `member`."""
@@ -33,6 +33,8 @@ class Swapped(nn.Module):
     veneer_active: tuple[str, ...]
     veneer_record: Any
     """What is attached to the whole model (see `inject`)."""
+    veneer_path: str
+    """Where the module is in that model."""
 
     set_adapter = lent_method(switches.set_adapter)
     enable_adapters = lent_method(switches.enable_adapters)
