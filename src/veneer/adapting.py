@@ -42,7 +42,7 @@ def put_on(
         ConfigError, TargetError: the model is as it was.
     """
     attached = inject.record(model).configs if inject.RECORD in model.__dict__ else {}
-    _check_name(name, attached)
+    check_name(name, attached)
     others = [n for n, c in attached.items() if c.bias != "none"]
     if others and config.bias != "none":
         raise ConfigError(f"adapter {others[0]!r} trains the base's biases already, and there is only one set of them; use bias='none'")
@@ -126,7 +126,8 @@ def _of_tensors(model: nn.Module, config: PeftConfig, tensors: Mapping[str, Tens
     return dataclasses.replace(config, target_modules=exactly, exclude_modules=None, layers_to_transform=None, layers_pattern=None)
 
 
-def _check_name(name: str, attached: Mapping[str, PeftConfig]) -> None:
+def check_name(name: str, attached: Mapping[str, PeftConfig]) -> None:
+    """Raise ConfigError for an adapter name that cannot be used, or is in use."""
     if not re.fullmatch(_ADAPTER_NAME, name) or name in dir(nn.ModuleDict):
         raise ConfigError(
             f"adapter name {name!r}: use letters, digits, _ and -, and not the name of a dictionary's method; it becomes a folder's name"

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from .config import CONFIG_NAME, PREFIX
 from .disk import write_atomically
 from .errors import AdapterFileError
-from .inject import adapter_of, record, saved_modules
+from .inject import adapter_of, record
 from .labels import LABELS_NAME, checked, chosen, label_tensors, written
 from .labels import read as read_labels
 from .layers import SavedModule, set_outputs, takes_outputs
+from .planning import Plan
+from .shelving import keep_to_budget, unpack
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "schedule.safetensors"
@@ -99,12 +101,14 @@ def entries(model: nn.Module, name: str, *, shared: bool = True) -> dict[str, Te
     note = record(model)
     plan = note.plans[name]
     for site in plan.sites:
-        found |= {f"{PREFIX}{site.path}.{site.key}{key}": t for key, t in adapter_of(model, site, name).file_tensors().items()}
+        found |= {site.file_key(key): t for key, t in adapter_of(model, site, name).file_tensors().items()}
     if shared and name in note.shared:
         found |= {f"base_model.{key}": t for key, t in note.shared[name].named_buffers()}
-    for path, module in saved_modules(model):
-        if name in module.veneer:
-            found |= {f"{PREFIX}{path}.{key}": t for key, t in module.veneer[name].state_dict(keep_vars=True).items()}
+    for path in plan.saved:
+        module = model.get_submodule(path)
+        own = module.copy_of(name) if isinstance(module, SavedModule) else None
+        if own is not None:
+            found |= {f"{PREFIX}{path}.{key}": t for key, t in own.state_dict(keep_vars=True).items()}
     wrapped = {s.path for s in plan.sites} | {s.module for s in plan.sites}
     for bias in plan.biases:
         found[PREFIX + _through(wrapped, bias)] = model.get_parameter(bias)
@@ -153,13 +157,13 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
     """
     from .translation import fitted, todays_states
 
+    unpack(model, [name])
     expected = entries(model, name, shared=shared)
     tensors = fitted(tensors, expected, _base(model))
     heads = _heads(model, name)
     resized = _resized(heads, tensors, expected)
     check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
-    outputs = next((tensors[k].shape[0] for keys in heads.values() for k in keys), 0)
-    names = checked(read_labels(directory), outputs, directory) if heads else None
+    names = label_names(model, record(model).plans[name], tensors, directory, before=record(model).labels.get(name))
     known = states(model, name, always=True)
     state = todays_states(model, _read(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
     if state:
@@ -171,12 +175,29 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
         target.copy_(tensors[key])
     for key, value in state.items():
         known[key].copy_(value)
-    if heads:
-        naming = record(model).naming
-        base = naming.of_base(model)
-        assert base is not None
-        before = record(model).labels[name]
-        naming.give(model, name, before if names is None and len(before) == outputs else chosen(base, outputs, names))
+    if names is not None:
+        record(model).naming.give(model, name, names)
+    keep_to_budget(model)
+
+
+def label_names(
+    model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], directory: Path, before: Mapping[int, str] | None = None
+) -> Mapping[int, str] | None:
+    """The label names of the head in an adapter's directory; None where it has no head that tells labels apart.
+
+    Args:
+        before: those of the adapter that is replaced, which stay where the directory has none.
+
+    Raises:
+        AdapterFileError: as many names as the head has outputs were expected.
+    """
+    base = record(model).naming.of_base(model)
+    found = label_tensors(model, plan.saved, base)
+    if base is None or not found:
+        return None
+    outputs = tensors[PREFIX + found[-1]].shape[0]
+    own = checked(read_labels(directory), outputs, directory)
+    return before if own is None and before is not None and len(before) == outputs else chosen(base, outputs, own)
 
 
 def _heads(model: nn.Module, name: str) -> dict[nn.Module, list[str]]:

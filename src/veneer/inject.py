@@ -6,118 +6,41 @@ trained biases) is kept in one record on the model, so that `detach` gives back 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
 from .engine import sources
-from .errors import StateError, suggest
-from .labels import Labels, label_tensors
-from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
+from .labels import label_tensors
+from .layers import AdaptedModule, Adapter, Frozen, Shared, adapt, restore, save_module
 from .layers.fused import hold_open, release
 from .layers.switches import enable_adapters, turn
 from .layers.views import lend_tensors
-from .methods.base import Schedule
 from .operators import Adapted
-from .planning import Plan, Site
+from .planning import Plan
+from .records import RECORD, Record, adapted_modules, adapter_of, check_names, holders, holders_of, record, saved_modules
+from .shelving import bring, lay_down
 
-RECORD = "_veneer_record"
-
-
-@dataclass
-class Record:
-    """What is attached to a model, and how the model was before."""
-
-    required_grad: dict[str, bool]
-    plans: dict[str, Plan] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
-    turned: set[str] = field(default_factory=set)
-    """The adapters that some module may have switched on; the active ones, and more where other code turned modules one by one."""
-    trainable: set[str] = field(default_factory=set)
-    first_biases: dict[str, Tensor] = field(default_factory=dict)
-    fused: dict[str, int] = field(default_factory=dict)
-    shared: dict[str, Shared] = field(default_factory=dict)
-    schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
-    hooks: list[Any] = field(default_factory=list)
-    configs: dict[str, PeftConfig] = field(default_factory=dict)
-    naming: Labels = field(default_factory=Labels)
-
-    @property
-    def labels(self) -> dict[str, dict[int, str]]:
-        """The label names of each adapter that has a head of its own, by output."""
-        return {name: said.names for name, said in self.naming.said.items() if name is not None}
-
-    def check(self, names: Sequence[str]) -> None:
-        """Raise StateError for a name that is not attached."""
-        for name in names:
-            if name not in self.plans:
-                raise StateError(
-                    f"no adapter is called {name!r}; attached are {', '.join(self.plans) or 'none'}.{suggest(name, self.plans)}"
-                )
-
-    def forget(self, name: str) -> None:
-        """Note that an adapter is no longer attached."""
-        kept: dict[Any, Any]
-        for kept in (self.plans, self.shared, self.schedules, self.configs, self.naming.said):
-            kept.pop(name, None)
-        self.trainable.discard(name)
-        self.turned.discard(name)
-        self.active = tuple(n for n in self.active if n != name)
-
-
-def record(model: nn.Module) -> Record:
-    """The record of a model with adapters.
-
-    Raises:
-        StateError: no adapter is attached.
-    """
-    if RECORD not in model.__dict__:
-        raise StateError(f"this {type(model).__name__} has no adapter attached; use get_peft_model or PeftModel.from_pretrained")
-    return model.__dict__[RECORD]
-
-
-def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
-    """Every module with adapted weights, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, AdaptedModule))
-
-
-def adapter_of(model: nn.Module, site: Site, name: str) -> Adapter:
-    """The adapter that sits at a site under a name."""
-    module = model.get_submodule(site.module)
-    assert isinstance(module, AdaptedModule)
-    found = module.veneer[name]._modules[site.kind.slot]
-    assert isinstance(found, Adapter)
-    return found
-
-
-def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
-    """Every module with whole copies, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, SavedModule))
-
-
-def holders(model: nn.Module) -> Iterator[Swapped]:
-    """Every module that holds adapters, of either sort."""
-    return (m for m in model.modules() if isinstance(m, Swapped))
-
-
-def holders_of(model: nn.Module, names: Iterable[str]) -> list[Swapped]:
-    """The modules that hold these adapters, found by their paths: their number is the layers', however many adapters are attached."""
-    plans = record(model).plans
-    paths = {path: None for n in names if n in plans for path in plans[n].holders}
-    found = (_at(model, path) for path in paths)
-    return [m for m in found if isinstance(m, Swapped)]
-
-
-def _at(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path, past the look-ups of nn.Module, which cost more than switching may; None where other code took it away."""
-    found: nn.Module | None = model
-    for part in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(part)
-    return found
+__all__ = [
+    "RECORD",
+    "Record",
+    "activate",
+    "adapted_modules",
+    "adapter_of",
+    "attach",
+    "check_names",
+    "detach",
+    "disable",
+    "enable",
+    "enlist",
+    "holders",
+    "record",
+    "remove",
+    "saved_modules",
+    "unreached",
+]
 
 
 def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh: bool = True, autocast_adapter_dtype: bool = True) -> None:
@@ -148,34 +71,30 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
         if name not in module.veneer:
             module.veneer[name] = nn.ModuleDict()
         module.veneer[name].add_module(site.kind.slot, adapter)
-        module.veneer_record = note
+        module.veneer_record, module.veneer_path = note, site.module
         lend_tensors(AdaptedModule, module)
         if not module.training:
             module.veneer.eval()
     for path in plan.saved:
         saved = save_module(model.get_submodule(path), name)
         saved.veneer[name].requires_grad_(False)
-        saved.veneer_record = note
+        saved.veneer_record, saved.veneer_path = note, path
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
+    enlist(model, plan, config, name)
+
+
+def enlist(model: nn.Module, plan: Plan, config: PeftConfig, name: str) -> None:
+    """Note that an adapter is there."""
+    note = record(model)
     note.plans[name], note.configs[name] = plan, config
+    note.shelf.touch(name)
     base = note.naming.of_base(model)
     if base is not None and label_tensors(model, plan.saved, base):
         note.naming.give(model, name, base.names)
     schedule = config.schedule()
     if schedule is not None:
         note.schedules[name] = (config, schedule)
-
-
-def check_names(model: nn.Module, names: Sequence[str]) -> Record:
-    """The model's record, in which all of these adapters are.
-
-    Raises:
-        StateError: a name that is not attached.
-    """
-    note = record(model)
-    note.check(names)
-    return note
 
 
 def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None = None) -> None:
@@ -185,9 +104,11 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
         trainable: whether they train; None keeps what each was.
 
     Raises:
-        StateError: a name that is not attached; nothing is changed.
+        StateError: a name that is not attached, or more of them than the budget allows to be; nothing is changed.
+        AdapterFileError: a name that waits on disk, where it was changed; nothing is changed.
     """
     note = check_names(model, names)
+    leaving = bring(model, names, staying=())
     if trainable is not None:
         note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
     changed = note.turned | set(names)
@@ -198,6 +119,7 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)
     _show_labels(model)
+    lay_down(model, leaving)
 
 
 def _show_labels(model: nn.Module) -> None:
@@ -230,7 +152,7 @@ def remove(model: nn.Module, name: str) -> None:
     note = record(model)
     activate(model, [n for n in note.active if n != name])
     plan = note.plans[name]
-    for holder in holders_of(model, [name]):
+    for holder in () if name in note.shelf else holders_of(model, [name]):
         if name in holder.veneer:
             del holder.veneer[name]
     note.forget(name)

@@ -21,7 +21,9 @@ from . import files, inject, merging
 from .adapting import put_on
 from .config import PeftConfig
 from .disk import locate
-from .errors import ConfigError, StateError, VeneerWarning
+from .errors import ConfigError, StateError, VeneerWarning, suggest
+from .holding import Holding, note_key, shelf_key, shelve
+from .shelving import keep_to_budget, pack
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from .status import TunerLayerStatus, TunerModelStatus
 
 
-class PeftModel(nn.Module):
+class PeftModel(Holding, nn.Module):
     """A frozen model with adapters.
 
     Args:
@@ -82,6 +84,9 @@ class PeftModel(nn.Module):
 
     def _attach(self, name: str, config: PeftConfig, *, fresh: bool, autocast_adapter_dtype: bool = True) -> None:
         put_on(self.get_base_model(), config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
+        self._list(name, config)
+
+    def _list(self, name: str, config: PeftConfig) -> None:
         if config.task_type is None and config.auto_mapping is None:
             base = type(self.get_base_model())
             config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
@@ -182,6 +187,7 @@ class PeftModel(nn.Module):
         """Attach another adapter, inactive until `set_adapter`."""
         self._attach(adapter_name, peft_config, fresh=True)
         inject.record(self.get_base_model()).trainable.add(adapter_name)
+        keep_to_budget(self.get_base_model())
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make one adapter, or several, the active ones; they train unless `inference_mode`, the others do not."""
@@ -261,7 +267,9 @@ class PeftModel(nn.Module):
         names = list(selected_adapters) if selected_adapters is not None else list(self.peft_config)
         for name in names:
             if name not in self.peft_config:
-                raise StateError(f"no adapter is called {name!r}; attached are {', '.join(self.peft_config)}")
+                raise StateError(
+                    f"no adapter is called {name!r}; attached are {', '.join(self.peft_config)}.{suggest(name, self.peft_config)}"
+                )
         if is_main_process:
             for name in names:
                 self._save_one(Path(save_directory), name, state_dict)
@@ -369,12 +377,14 @@ class PeftModel(nn.Module):
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = True,
         key_mapping: Mapping[str, str] | None = None,
+        packed: bool = False,
         **hub: Any,
     ) -> None:
-        """Read an adapter from a directory or the hub, under a new name or over the attached adapter of that name.
+        """Read an adapter from a directory or the hub, under a new name or over the adapter of that name.
 
         Args:
             model_id, is_trainable, autocast_adapter_dtype, low_cpu_mem_usage, key_mapping, hub: as for `from_pretrained`.
+            packed: leave it packed until `set_adapter` (see `hold`); a thousand adapters are loaded quickly so.
 
         Raises:
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
@@ -387,18 +397,27 @@ class PeftModel(nn.Module):
         config, tensors = todays(model, PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping))
         if adapter_name in self.peft_config:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
+            if packed:
+                pack(model, adapter_name)
             return
         config.inference_mode = not is_trainable
+        key = shelf_key(config, autocast_adapter_dtype)
+        if packed and shelve(model, adapter_name, config, tensors, directory, key):
+            self._list(adapter_name, config)
+            if is_trainable:
+                inject.record(model).trainable.add(adapter_name)
+            return
         self._attach(adapter_name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)
         try:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
         except BaseException:
             self.delete_adapter(adapter_name)
             raise
+        if packed:
+            pack(model, adapter_name)
+            note_key(model, adapter_name, key)
         if is_trainable:
             inject.record(model).trainable.add(adapter_name)
-        if adapter_name in self.active_adapters:
-            inject.activate(model, self.active_adapters)
 
     def push_to_hub(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .config import HEADS_OF_TASK, PeftConfig, TaskType, matches
+from .config import HEADS_OF_TASK, PREFIX, PeftConfig, TaskType, matches
 from .errors import TargetError, suggest
 from .form import Form
 from .heads import new_heads
@@ -58,6 +58,10 @@ class Site:
     def is_part(self) -> bool:
         """Whether it is some rows of a fused weight."""
         return self.kind.whole is not self.kind
+
+    def file_key(self, key: str) -> str:
+        """The name in the file of the tensor that the method calls `key`."""
+        return f"{PREFIX}{self.path}.{self.key}{key}"
 
     @property
     def weight(self) -> str:

@@ -67,7 +67,7 @@ def trained_by(optimizer: Optimizer) -> Iterator[tuple[PeftConfig, Schedule, lis
             if name not in note.schedules or name not in note.trainable:
                 continue
             own = {id(p) for g in optimizer.param_groups for p in g["params"]} if own is None else own
-            layers = [adapter_of(model, site, name) for site in note.plans[name].sites]
+            layers = [a for site in note.plans[name].sites if isinstance(a := adapter_of(model, site, name), Adapter)]
             if any(id(p) in own for layer in layers for p in layer.parameters()):
                 config, schedule = note.schedules[name]
                 yield config, schedule, layers
