@@ -108,9 +108,16 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
         AdapterFileError: a name that waits on disk, where it was changed; nothing is changed.
     """
     note = check_names(model, names)
-    leaving = bring(model, names, staying=())
+    leaving = bring(model, names)
     if trainable is not None:
         note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
+    _switch(model, names)
+    lay_down(model, leaving)
+
+
+def _switch(model: nn.Module, names: Sequence[str]) -> None:
+    """Make exactly these adapters, which are attached, active."""
+    note = record(model)
     changed = note.turned | set(names)
     note.active, note.turned = tuple(names), set(names)
     for holder in holders_of(model, changed):
@@ -119,7 +126,6 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)
     _show_labels(model)
-    lay_down(model, leaving)
 
 
 def _show_labels(model: nn.Module) -> None:
@@ -150,7 +156,8 @@ def enable(model: nn.Module, trained: dict[str, Tensor]) -> None:
 def remove(model: nn.Module, name: str) -> None:
     """Take one adapter off the model."""
     note = record(model)
-    activate(model, [n for n in note.active if n != name])
+    if name in note.active:
+        _switch(model, [n for n in note.active if n != name])
     plan = note.plans[name]
     for holder in () if name in note.shelf else holders_of(model, [name]):
         if name in holder.veneer:

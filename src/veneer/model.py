@@ -21,7 +21,7 @@ from . import files, inject, merging
 from .adapting import put_on
 from .config import PeftConfig
 from .disk import locate
-from .errors import ConfigError, StateError, VeneerWarning, suggest
+from .errors import ConfigError, StateError, VeneerError, VeneerWarning, suggest
 from .holding import Holding, note_key, shelf_key, shelve
 from .shelving import keep_to_budget, pack
 from .wrapping import AdaptedModel, with_signature
@@ -187,7 +187,11 @@ class PeftModel(Holding, nn.Module):
         """Attach another adapter, inactive until `set_adapter`."""
         self._attach(adapter_name, peft_config, fresh=True)
         inject.record(self.get_base_model()).trainable.add(adapter_name)
-        keep_to_budget(self.get_base_model())
+        try:
+            keep_to_budget(self.get_base_model())
+        except VeneerError:
+            self.delete_adapter(adapter_name)
+            raise
 
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make one adapter, or several, the active ones; they train unless `inference_mode`, the others do not."""

@@ -160,7 +160,7 @@ class Packed:
         done: dict[Span, Tensor] = {}
         for name, span in spans.items():
             owner, _, last = name.rpartition(".")
-            inside = made.get_submodule(owner)
+            inside: Any = made.get_submodule(owner)
             value = done.get(span)
             if value is None:
                 value = keep(self.tensor(span, device))
@@ -201,7 +201,8 @@ class Packed:
                 owner, _, last = n.rpartition(".")
                 inside = find(path).get_submodule(f"veneer.{name}.{owner}".rstrip("."))
                 old.data = inside.get_parameter(last).data
-                inside._parameters[last] = old.requires_grad_(False)
+                old.requires_grad = False
+                inside._parameters[last] = old
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The tensors of the adapter file by their names there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -12,18 +12,15 @@ from .packing import forget_modules, packed
 from .records import check_names, holder_at, holders_of, record
 
 
-def bring(model: nn.Module, names: Sequence[str], *, staying: Collection[str]) -> list[str]:
+def bring(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Attach these adapters again where they are packed; returns those that are to be packed for it, by `lay_down`.
-
-    Args:
-        staying: other adapters that must stay attached.
 
     Raises:
         StateError: the budget does not hold as many, or others cannot be packed; nothing is changed.
         AdapterFileError: one waits on disk, where it was changed; nothing is changed.
     """
     shelf = record(model).shelf
-    leaving = over_budget(model, [*names, *staying])
+    leaving = over_budget(model, names)
     unpack(model, names)
     for n in names:
         shelf.touch(n)

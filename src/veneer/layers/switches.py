@@ -21,6 +21,9 @@ def set_adapter(self: Swapped, adapter_names: str | Sequence[str], inference_mod
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     note = self.veneer_record
     note.check(names)
+    waiting = [n for n in names if n in note.shelf]
+    if waiting:
+        raise StateError(f"adapter {waiting[0]!r} is packed, and one module cannot attach it; use set_adapter of the model")
     note.trainable = note.trainable - set(names) if inference_mode else note.trainable | set(names)
     note.active = tuple(names)
     note.turned |= set(names)
