@@ -99,7 +99,9 @@ def note_key(model: nn.Module, name: str, key: str) -> None:
         shelf.known[key] = shelf.waiting[name].packed.pattern
 
 
-def shelve(model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[str, Tensor], directory: Path, key: str) -> bool:
+def shelve(
+    model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[str, Tensor], directory: Path, key: str, *, is_trainable: bool
+) -> bool:
     """Put a file's tensors straight onto the shelf, where one of equal configuration was there before; whether that could be done.
 
     Raises:
@@ -113,10 +115,14 @@ def shelve(model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[str
     if tensors.keys() != pattern.names.keys() or any(t.shape != pattern.names[k].shape for k, t in tensors.items()):
         return False
     check_name(name, note.configs)
-    files.check_tensors(tensors, tensors, str(directory))
-    names = files.label_names(model, pattern.plan, tensors, directory)
     waiting = of_file(pattern, tensors, _devices(model, pattern))
+    if not all(files.finite(t) for t in waiting.packs if t.is_floating_point()):
+        files.check_tensors(tensors, tensors, str(directory))  # which says the name
+    names = files.label_names(model, pattern.plan, tensors, directory)
     vars(config).update(pattern.plan.rewritten)
+    config.inference_mode = not is_trainable
+    if is_trainable:
+        note.trainable.add(name)
     inject.enlist(model, pattern.plan, config, name)
     if pattern.shared is not None:
         note.shared[name] = pattern.shared

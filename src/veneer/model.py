@@ -398,19 +398,18 @@ class PeftModel(Holding, nn.Module):
         from .state_dicts import renamed
         from .translation import todays
 
-        config, tensors = todays(model, PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping))
-        if adapter_name in self.peft_config:
+        config, tensors = PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping)
+        key = shelf_key(config, autocast_adapter_dtype) if packed else ""
+        fresh = adapter_name not in self.peft_config
+        if packed and fresh and shelve(model, adapter_name, config, tensors, directory, key, is_trainable=is_trainable):
+            return self._list(adapter_name, config)
+        config, tensors = todays(model, config, tensors)
+        if not fresh:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
             if packed:
                 pack(model, adapter_name)
-            return
+            return None
         config.inference_mode = not is_trainable
-        key = shelf_key(config, autocast_adapter_dtype)
-        if packed and shelve(model, adapter_name, config, tensors, directory, key):
-            self._list(adapter_name, config)
-            if is_trainable:
-                inject.record(model).trainable.add(adapter_name)
-            return
         self._attach(adapter_name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)
         try:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)

@@ -10,6 +10,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -215,8 +216,11 @@ class Packed:
 
 def _device(module: nn.Module) -> torch.device:
     """Where a module's own tensors are."""
-    own = [*module._parameters.values(), *module._buffers.values(), *module.parameters(), *module.buffers()]
-    return next((t.device for t in own if t is not None), torch.device("cpu"))
+    for kept in (module._parameters, module._buffers):
+        for t in kept.values():
+            if t is not None:
+                return t.device
+    return next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
 
 
 class _Lay:
