@@ -81,21 +81,29 @@ def summary(ratios: list[float], cpu: list[float] | None = None) -> Ratio:
 
 
 def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """The distinct storages that autograd keeps for backward, the model's own parameters left out."""
+    """The distinct storages that autograd's graph keeps for backward, the model's own parameters left out."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = loss()
-    total = sum(t.untyped_storage().nbytes() for t in kept.values())
+    out = loss()
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved_tensors(out)}
     out.backward()
-    return total
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+def saved_tensors(out: Tensor) -> list[Tensor]:
+    """What the nodes of the graph behind a tensor hold. Hooks on saving would see the same, but be seen as well: layers that look into the graph leave it alone then."""
+    found: list[Tensor] = []
+    seen, left = set(), [out.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        left += [n for n, _ in node.next_functions]
+        held = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        held += getattr(node, "saved_tensors", ())
+        for value in held:
+            found += [t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, Tensor)]
+    return found
 
 
 def peak_bytes(step: Callable[[], object], cuda: bool) -> int | None:

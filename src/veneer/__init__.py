@@ -21,14 +21,17 @@ if TYPE_CHECKING:
         AutoPeftModelForTokenClassification,
     )
     from .config import PeftConfig, TaskType, get_peft_config
+    from .converting import Conversion, convert
     from .engine import strategy
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
+    from .hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
     from .integrations.exporting import export
     from .integrations.peft import as_peft
     from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
+    from .merging import MergeReport
     from .model import PeftModel
     from .peft_type import PeftType
     from .planning import Plan, plan
@@ -60,14 +63,17 @@ _NAMES_OF = {
     "auto": "AutoPeftModel AutoPeftModelForCausalLM AutoPeftModelForFeatureExtraction AutoPeftModelForQuestionAnswering AutoPeftModelForSeq2SeqLM "
     "AutoPeftModelForSequenceClassification AutoPeftModelForTokenClassification",
     "config": "PeftConfig TaskType get_peft_config",
+    "converting": "Conversion convert",
     "engine": "strategy",
     "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
     "explaining": "Explanation explain",
+    "hotswap": "hotswap_adapter prepare_model_for_compiled_hotswap",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
     "integrations.exporting": "export",
     "integrations.peft": "as_peft",
     "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
+    "merging": "MergeReport",
     "model": "PeftModel",
     "peft_type": "PeftType",
     "planning": "Plan plan",

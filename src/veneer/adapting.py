@@ -127,7 +127,7 @@ def _of_tensors(model: nn.Module, config: PeftConfig, tensors: Mapping[str, Tens
 
 
 def check_name(name: str, attached: Mapping[str, PeftConfig]) -> None:
-    """Raise ConfigError for an adapter name that cannot be used, or is in use."""
+    """Refuse a name that an adapter cannot have, or that one has already."""
     if not re.fullmatch(_ADAPTER_NAME, name) or name in dir(nn.ModuleDict):
         raise ConfigError(
             f"adapter name {name!r}: use letters, digits, _ and -, and not the name of a dictionary's method; it becomes a folder's name"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from .errors import AdapterFileError, ConfigError, suggest
 from .peft_type import PeftType, add_name
@@ -219,6 +219,14 @@ class PeftConfig:
         """What the method does around every step of the optimiser; None for most methods."""
         return None
 
+    def with_rank(self, rank: int) -> Self:
+        """The same configuration with one rank for every layer.
+
+        Raises:
+            ConfigError: the method has no rank that can grow.
+        """
+        raise ConfigError(f"{self.PEFT_TYPE} has no rank that zeros could fill up; adapters of equal shapes need no preparation")
+
     def set_total_steps(self, steps: int) -> None:
         """Tell a schedule how long the training will be, where its configuration does not say so."""
 
@@ -393,6 +401,9 @@ class PatternConfig(PeftConfig):
             check_whole(name, rank)
         self.rank_pattern = self.rank_pattern or {}
         self.alpha_pattern = self.alpha_pattern or {}
+
+    def with_rank(self, rank: int) -> Self:
+        return dataclasses.replace(self, r=rank, rank_pattern={})
 
 
 def pattern_value(patterns: dict[str, Any], path: str, default: Any) -> Any:

@@ -86,7 +86,7 @@ def explain(model: nn.Module, tokens: int) -> Explanation:
             each: list[tuple[str, LayerKind, Adapted | ByRows]] = [(names[r], kind.part(r), e) for r, e in parts]
             for name, own, equation in each or [(path, kind, first)]:
                 p = noise.input if module.training else 0.0
-                f = fitted(module, own, equation, p, tokens, own.matrix(module).dtype) if len(found) == 1 else None
+                f = fitted(module, own, equation, p, tokens, own.storage(module).dtype(module, tensor)) if len(found) == 1 else None
                 form = own.form(module)
                 work = {} if f is None else costs(f.at, f.g is not None, f.R, f.delta)
                 lines.append(Row(name, methods, (form.out, form.in_), None if f is None else choice_for(f), work))

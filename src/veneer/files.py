@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .config import CONFIG_NAME, PREFIX
-from .disk import write_atomically
 from .errors import AdapterFileError
 from .inject import adapter_of, record
 from .labels import LABELS_NAME, checked, chosen, label_tensors, written
@@ -111,11 +110,11 @@ def entries(model: nn.Module, name: str, *, shared: bool = True) -> dict[str, Te
             found |= {f"{PREFIX}{path}.{key}": t for key, t in own.state_dict(keep_vars=True).items()}
     wrapped = {s.path for s in plan.sites} | {s.module for s in plan.sites}
     for bias in plan.biases:
-        found[PREFIX + _through(wrapped, bias)] = model.get_parameter(bias)
+        found[PREFIX + through(wrapped, bias)] = model.get_parameter(bias)
     return found
 
 
-def _through(wrapped: set[str], name: str) -> str:
+def through(wrapped: set[str], name: str) -> str:
     """A parameter's name with `base_layer` behind every module that the format wraps."""
     parts, out = name.split("."), []
     for i, part in enumerate(parts):
@@ -145,12 +144,21 @@ def _base(model: nn.Module) -> Callable[[str], Tensor | None]:
 
 
 @torch.no_grad()
-def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: Path, *, shared: bool = True) -> None:
+def load(
+    model: nn.Module,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    shared: bool = True,
+    labels: Mapping[int, str] | None = None,
+) -> None:
     """Copy an adapter's tensors into an attached adapter, after all of them were checked, and what a schedule left beside them.
 
     Args:
         directory: where they come from.
         shared: whether the file holds the constants that all layers share.
+        labels: the names of its head's labels; those in the directory if None.
 
     Raises:
         AdapterFileError: as `check_tensors`; nothing was copied.
@@ -163,7 +171,7 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
     heads = _heads(model, name)
     resized = _resized(heads, tensors, expected)
     check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
-    names = label_names(model, record(model).plans[name], tensors, directory, before=record(model).labels.get(name))
+    names = label_names(model, record(model).plans[name], tensors, directory, labels or record(model).labels.get(name), read=labels is None)
     known = states(model, name, always=True)
     state = todays_states(model, _read(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
     if state:
@@ -181,12 +189,19 @@ def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: 
 
 
 def label_names(
-    model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor], directory: Path, before: Mapping[int, str] | None = None
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    directory: Path,
+    before: Mapping[int, str] | None = None,
+    *,
+    read: bool = True,
 ) -> Mapping[int, str] | None:
     """The label names of the head in an adapter's directory; None where it has no head that tells labels apart.
 
     Args:
-        before: those of the adapter that is replaced, which stay where the directory has none.
+        before: those of the adapter that it comes from or replaces, which stay where the directory has none.
+        read: whether the directory may have names.
 
     Raises:
         AdapterFileError: as many names as the head has outputs were expected.
@@ -196,7 +211,7 @@ def label_names(
     if base is None or not found:
         return None
     outputs = tensors[PREFIX + found[-1]].shape[0]
-    own = checked(read_labels(directory), outputs, directory)
+    own = checked(read_labels(directory) if read else None, outputs, directory)
     return before if own is None and before is not None and len(before) == outputs else chosen(base, outputs, own)
 
 
@@ -228,17 +243,10 @@ def _resized(
     return found
 
 
-def write(directory: Path, model: nn.Module, name: str, config: str, tensors: Mapping[str, Tensor], more: Mapping[str, bytes]) -> None:
-    """Write an adapter's directory whole.
-
-    Args:
-        model, name: where it is attached, for what else belongs to it: label names, and what a schedule has learnt unless `tensors` are of another method.
-        more: further files.
-    """
+def names_to_write(model: nn.Module, name: str) -> dict[str, bytes | None]:
+    """The file of an adapter's label names; None where there must be none."""
     note = record(model)
     note.naming.note(model)
-    content = {WEIGHTS_NAME: serialise(tensors), CONFIG_NAME: config.encode(), **written(note.labels.get(name))}
-    if name in note.labels and LABELS_NAME not in content and (directory / LABELS_NAME).is_file():
-        # Names of an adapter that is about to be replaced would be taken for this one's.
-        (directory / LABELS_NAME).unlink()
-    write_atomically(directory, {**content, **more})
+    if name not in note.labels:
+        return {}
+    return {LABELS_NAME: None} | written(note.labels[name])

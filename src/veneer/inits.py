@@ -22,6 +22,10 @@ def ones(t: Tensor) -> None:
     t.fill_(1.0)
 
 
+def kept(t: Tensor) -> None:
+    """What is there already."""
+
+
 def kaiming(t: Tensor) -> None:
     """U(−1/√fan_in, 1/√fan_in), PyTorch's own choice for a linear layer (Kaiming uniform with a = √5)."""
     bound = 1 / math.sqrt(max(t[0].numel(), 1)) if len(t) else 0.0

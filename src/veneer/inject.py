@@ -16,6 +16,7 @@ from .engine import sources
 from .labels import label_tensors
 from .layers import AdaptedModule, Adapter, Frozen, Shared, adapt, restore, save_module
 from .layers.fused import hold_open, release
+from .layers.storages import hold_packing, release_packing
 from .layers.switches import enable_adapters, turn
 from .layers.views import lend_tensors
 from .operators import Adapted
@@ -59,8 +60,9 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
     shared = Shared(constants) if constants else None
     for site in plan.sites:
         module = adapt(model.get_submodule(site.module), site.kind, site.path)
-        own = site.kind.matrix(module)
-        dtype = torch.float32 if torch.finfo(own.dtype).bits < 32 and autocast_adapter_dtype else own.dtype
+        own, dtype = module._parameters[site.kind.tensor], site.kind.storage(module).dtype(module, site.kind.tensor)
+        assert own is not None
+        dtype = torch.float32 if torch.finfo(dtype).bits < 32 and autocast_adapter_dtype else dtype
         if shared is not None and not note.shared.get(name):
             note.shared[name] = shared.to(device=own.device, dtype=dtype)
         adapter = Adapter(site.method, site.form, own, dtype, shared, drawn=fresh)
@@ -81,6 +83,7 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
         saved.veneer_record, saved.veneer_path = note, path
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
+    note.packing |= hold_packing(model)
     enlist(model, plan, config, name)
 
 
@@ -176,6 +179,7 @@ def detach(model: nn.Module) -> nn.Module:
     for holder in list(holders(model)):
         restore(holder)
     release(model, note.fused)
+    release_packing(model, note.packing)
     for hook in note.hooks:
         hook.remove()
     for name, p in model.named_parameters():

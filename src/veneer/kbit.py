@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Methods of packing whose small parameters must keep the type they were made for.
-_KEEP_TYPES = {"gptq", "aqlm", "eetq", "torchao", "hqq"}
+from .layers.storages import KEEP_SMALL_TYPES, is_packed
 
 
 def prepare_model_for_kbit_training(
@@ -27,12 +26,12 @@ def prepare_model_for_kbit_training(
     """
     options = gradient_checkpointing_kwargs or {}
     method = str(getattr(model, "quantization_method", None) or "").rpartition(".")[2].lower()
-    keeps = method in _KEEP_TYPES or bool(getattr(model, "hqq_quantized", False))
+    keeps = method in KEEP_SMALL_TYPES or bool(getattr(model, "hqq_quantized", False))
     packed = keeps or bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))
     host: Any = model
     for p in model.parameters():
         p.requires_grad_(False)
-        if not keeps and p.dtype in (torch.float16, torch.bfloat16) and type(p).__name__ != "Params4bit":
+        if not keeps and p.dtype in (torch.float16, torch.bfloat16) and not is_packed(p):
             p.data = p.data.float()
     if not keeps and auto_clear_cache and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -10,24 +10,25 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from . import files, inject, merging
-from .adapting import put_on
+from . import files, inject, merging, mixing
+from .adapting import check_name, put_on
 from .config import PeftConfig
 from .disk import locate
 from .errors import ConfigError, StateError, VeneerError, VeneerWarning, suggest
 from .holding import Holding, note_key, shelf_key, shelve
+from .layers.storages import number_of
 from .shelving import keep_to_budget, pack
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
     from .cards import Card
+    from .converting import Conversion
     from .status import TunerLayerStatus, TunerModelStatus
 
 
@@ -98,7 +99,8 @@ class PeftModel(Holding, nn.Module):
         except AttributeError:
             if name == "base_model":
                 raise
-            return getattr(self.base_model.model, name)
+            found = getattr(self.base_model.model, name)
+            return mixing.generating(self.base_model.model, found) if name == "generate" else found
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (self.WRAPPER, type(self.get_base_model())), self.__dict__.copy()
@@ -111,8 +113,9 @@ class PeftModel(Holding, nn.Module):
 
             watch(model)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.base_model(*args, **kwargs)
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """The base model's forward; `adapter_names` names one adapter for each sample, or `"__base__"` for none, in place of the active ones."""
+        out = mixing.forward(self.get_base_model(), self.base_model, adapter_names, args, kwargs)
         if not torch.compiler.is_compiling() and not self._reached_checked:
             self._check_reached()
         return out
@@ -140,9 +143,7 @@ class PeftModel(Holding, nn.Module):
         """(trainable, all) numbers of parameters, whole saved modules and their frozen originals included."""
         trainable = total = 0
         for p in self.parameters():
-            count = p.numel()
-            if type(p).__name__ == "Params4bit":  # two numbers to a byte
-                count *= 2 * p.element_size()
+            count = number_of(p)
             total += count
             trainable += count if p.requires_grad else 0
         return trainable, total
@@ -193,6 +194,65 @@ class PeftModel(Holding, nn.Module):
             self.delete_adapter(adapter_name)
             raise
 
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Attach a weighted combination of adapters, W' = W + Σ wᵢ (W'ᵢ − W), inactive; a LoRA, or a copy where one of weight 1 is all there is.
+
+        Adapters of any method are combined by their changes: `linear` and `cat` exactly, where these have low rank, `svd` as the nearest change of a
+        rank. This is the sum that task arithmetic means (arXiv:2212.04089); HF PEFT's `linear` adds factors instead, which brings in products of one
+        adapter's B with another's A.
+
+        Args:
+            adapters: names of attached adapters.
+            weights: wᵢ, one for each; a negative one takes an adapter's change away.
+            adapter_name: of the new adapter.
+            combination_type: "svd", "linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune", or one of the last four with "_svd", which
+                prunes the changes instead of the factors. DARE draws from torch's generator.
+            svd_rank: the rank of the result; the largest of the inputs if None.
+            svd_clamp: clamp the factors of svd to this quantile of their numbers.
+            svd_full_matrices: of no effect; the factors are the same either way.
+            svd_driver: cuSOLVER's, on CUDA devices.
+            density: the share of the numbers that pruning keeps (ties, dare, magnitude_prune).
+            majority_sign_method: "total" or "frequency" (ties).
+
+        Raises:
+            ConfigError: weights, options or ranks that do not go together, or a name that is taken; the model is as it was.
+            StateError: an unknown adapter, or changes that this type cannot combine; the model is as it was.
+
+        >>> import torch
+        >>> from veneer import LoraConfig, get_peft_model
+        >>> model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(r=1, target_modules=["0"], init_lora_weights=False))
+        >>> model.add_adapter("other", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+        >>> model.add_weighted_adapter(["default", "other"], [1.0, -0.5], "difference", "linear")
+        >>> model.peft_config["difference"].r
+        3
+        """
+        from .combining import Options, combined
+
+        check_name(adapter_name, self.peft_config)
+        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
+        model = self.get_base_model()
+        config, tensors = combined(model, adapters, weights, options)
+        self._attach(adapter_name, config, fresh=False)
+        try:
+            labels = next((found for n, found in inject.record(model).labels.items() if n in adapters), {})
+            origin = Path(f"the combination {adapter_name}")
+            files.load(model, adapter_name, tensors, origin, shared=config.writes_shared, labels=labels)
+        except BaseException:
+            self.delete_adapter(adapter_name)
+            raise
+
     def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
         """Make one adapter, or several, the active ones; they train unless `inference_mode`, the others do not."""
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
@@ -217,27 +277,57 @@ class PeftModel(Holding, nn.Module):
 
     # Merging
 
-    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
-        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`."""
-        merging.merge(self.get_base_model(), names=adapter_names, safe=safe_merge)
+    def merge_adapter(
+        self,
+        adapter_names: Sequence[str] | None = None,
+        safe_merge: bool = False,
+        *,
+        safe: bool = False,
+        originals_device: str | torch.device | None = None,
+    ) -> merging.MergeReport:
+        """Write the active adapters, or the named ones, into the weights, until `unmerge_adapter`; returns what rounding took from each weight.
+
+        Packed weights are packed again with their own settings.
+
+        Args:
+            adapter_names: merge these; they become the active ones.
+            safe_merge: look at every merged weight first, and merge none if one has NaN or infinite numbers; always so where a weight is packed.
+            safe: the same, by its shorter name.
+            originals_device: where the original weights are kept until then, such as "cpu"; None leaves them where they are.
+
+        Raises:
+            ConfigError: a device that cannot hold them.
+            StateError: an unknown name, merged already, numbers that are not finite, or a bias that has no place; the model is as it was.
+        """
+        return merging.merge(self.get_base_model(), names=adapter_names, safe=safe or safe_merge, originals_device=originals_device)
 
     def unmerge_adapter(self) -> None:
         """Put the original weights back, bit for bit."""
         merging.unmerge(self.get_base_model())
 
     def merge_and_unload(
-        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
+        self,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Sequence[str] | None = None,
+        *,
+        safe: bool = False,
+        report: merging.MergeReport | None = None,
     ) -> nn.Module:
         """The base model with the active adapters (or the named ones) in its weights and without Veneer.
 
         Args:
             progressbar: show how far it is.
-            safe_merge: refuse to write NaN or infinite numbers.
+            safe_merge: refuse to write NaN or infinite numbers; always so where a weight is packed.
+            safe: the same, by its shorter name.
+            report: a `MergeReport()`, which gets what rounding took from each weight.
 
         Raises:
             StateError: the merged weights would not be finite; the model is as it was.
         """
-        return merging.merge_and_unload(self.get_base_model(), names=adapter_names, safe=safe_merge, progress=progressbar)
+        return merging.merge_and_unload(
+            self.get_base_model(), names=adapter_names, safe=safe or safe_merge, progress=progressbar, report=report
+        )
 
     def unload(self) -> nn.Module:
         """The untouched base model."""
@@ -280,6 +370,7 @@ class PeftModel(Holding, nn.Module):
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
         from .cards import place
+        from .saving import write_adapter
 
         config = self.peft_config[name]
         tensors = files.entries(self.get_base_model(), name, shared=config.writes_shared)
@@ -288,25 +379,34 @@ class PeftModel(Holding, nn.Module):
 
             tensors = gathered(tensors, self, state_dict)
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        self._write(place(directory, name), name, text, tensors, files.states(self.get_base_model(), name), self._card(name))
+        state = files.states(self.get_base_model(), name)
+        write_adapter(place(directory, name), text, tensors, state, self._card(name), files.names_to_write(self.get_base_model(), name))
 
-    def save_as_lora(self, save_directory: str | os.PathLike[str], adapter_name: str | None = None) -> None:
-        """Write one adapter as a plain LoRA with equal outputs, of per-layer ranks, that any reader of LoRA loads.
+    def save_as_lora(
+        self,
+        save_directory: str | os.PathLike[str],
+        adapter_name: str | None = None,
+        rank: int | None = None,
+        tolerance: float | None = None,
+        *,
+        uniform: bool = False,
+    ) -> Conversion:
+        """Write one adapter as a plain LoRA, that any reader of LoRA loads: with equal outputs, or the nearest of a rank.
 
         Args:
             save_directory: made if needed; files already there are replaced whole or not at all.
             adapter_name: the active one if None.
+            rank, tolerance, uniform: as for `convert`.
+
+        Returns:
+            The rank and the error of each layer.
 
         Raises:
-            StateError: its change has no low rank; nothing is written.
+            StateError: its change has no low rank, and neither a rank nor a tolerance was given; nothing is written.
         """
-        name = adapter_name or self.active_adapter
-        from .conversion import to_lora
+        from .converting import convert
 
-        config, tensors = to_lora(self.get_base_model(), name, self.peft_config[name])
-        parameters = sum(t.numel() for t in tensors.values())
-        card = replace(self._card(name), config=config, name="default", parameters=parameters, of_parts=False)
-        self._write(Path(save_directory), name, config.to_json(), tensors, {}, card)
+        return convert(self, adapter_name or self.active_adapter, rank, tolerance, save_directory=save_directory, uniform=uniform)
 
     def _card(self, name: str, **more: Any) -> Card:
         from .cards import Card
@@ -322,13 +422,6 @@ class PeftModel(Holding, nn.Module):
         """
         for name in self.peft_config:
             self._card(name, repo_id=repo_id).update(Path(output_dir))
-
-    def _write(self, target: Path, name: str, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card) -> None:
-        if not state and (target / files.STATE_NAME).is_file():
-            # That of an adapter which is about to be replaced would be taken for this one's.
-            (target / files.STATE_NAME).unlink()
-        more = {files.STATE_NAME: files.serialise(state)} if state else {}
-        files.write(target, self.get_base_model(), name, config, tensors, more | card.beside(target))
 
     @classmethod
     def from_pretrained(
@@ -381,18 +474,25 @@ class PeftModel(Holding, nn.Module):
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = True,
         key_mapping: Mapping[str, str] | None = None,
+        hotswap: bool = False,
         packed: bool = False,
         **hub: Any,
     ) -> None:
         """Read an adapter from a directory or the hub, under a new name or over the adapter of that name.
 
         Args:
+            hotswap: replace the attached adapter's numbers in place, as `hotswap_adapter` does, so that a compiled model is not compiled again.
             model_id, is_trainable, autocast_adapter_dtype, low_cpu_mem_usage, key_mapping, hub: as for `from_pretrained`.
             packed: leave it packed until `set_adapter` (see `hold`); a thousand adapters are loaded quickly so.
 
         Raises:
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
         """
+        if hotswap:
+            from .hotswap import hotswap_adapter
+
+            hotswap_adapter(self, model_id, adapter_name, key_mapping=key_mapping, **hub)
+            return
         directory = locate(model_id, **hub)
         model = self.get_base_model()
         from .state_dicts import renamed
@@ -402,13 +502,14 @@ class PeftModel(Holding, nn.Module):
         key = shelf_key(config, autocast_adapter_dtype) if packed else ""
         fresh = adapter_name not in self.peft_config
         if packed and fresh and shelve(model, adapter_name, config, tensors, directory, key, is_trainable=is_trainable):
-            return self._list(adapter_name, config)
+            self._list(adapter_name, config)
+            return
         config, tensors = todays(model, config, tensors)
         if not fresh:
             files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
             if packed:
                 pack(model, adapter_name)
-            return None
+            return
         config.inference_mode = not is_trainable
         self._attach(adapter_name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)
         try:

@@ -16,6 +16,7 @@ from .form import Form
 from .heads import new_heads
 from .layers import LayerKind, Place, parameter_place, places
 from .layers.adapted import rebindable
+from .layers.storages import is_packed, number_of
 from .layers.swap import own_class
 from .listing import aligned, together
 from .methods.base import Method
@@ -160,6 +161,7 @@ def plan(model: nn.Module, config: PeftConfig, *, fresh: bool = True) -> Plan:
     of_task = [h for h in HEADS_OF_TASK.get(TaskType(config.task_type), ()) if hasattr(model, h)] if config.task_type else []
     saved = saved_paths(model, [*named, *(h for h in of_task if h not in named), *heads], every_name=fresh)
     modules = dict(base_modules(model))
+    _refuse_packed_copies(modules, saved, heads)
     named_here = bool(config.target_modules) or not config.target_parameters
     targets = find_targets(model, config, saved, fresh=fresh) if named_here else Targets([], {}, {})
     config = copy.copy(config)
@@ -189,7 +191,7 @@ def _frozen(modules: dict[str, nn.Module], saved: list[str]) -> dict[str, tuple[
         if own and not any(path == s or path.startswith(s + ".") for s in saved):
             name = own_class(module).__name__
             layers, size = found.get(name, (0, 0))
-            found[name] = (layers + 1, size + sum(p.numel() for p in own))
+            found[name] = (layers + 1, size + sum(number_of(p) for p in own))
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
@@ -281,6 +283,18 @@ def _biases(modules: dict[str, nn.Module], config: PeftConfig, sites: list[Site]
     owners = modules if config.bias == "all" else {s.module: modules[s.module] for s in sites}
     kept = [p for p in owners if not any(p == s or p.startswith(s + ".") for s in saved)]
     return [f"{p}.{n}" if p else n for p in kept for n, b in owners[p]._parameters.items() if n == "bias" and b is not None]
+
+
+def _refuse_packed_copies(modules: dict[str, nn.Module], saved: list[str], heads: list[str]) -> None:
+    for path in saved:
+        if any(is_packed(p) for p in modules[path].parameters()):
+            why = (
+                "its weights are not from the checkpoint, so it has to train whole" if path in heads else "modules_to_save trains it whole"
+            )
+            raise TargetError(
+                f"{path} is packed, and packed numbers cannot be trained; {why}; load the model with that module left as it is "
+                f'(such as BitsAndBytesConfig(llm_int8_skip_modules=["{path}"]), or modules_to_not_convert)'
+            )
 
 
 def _refuse_sharded(layer: nn.Module, path: str) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .config import PeftConfig
+from .engine import Batches
 from .errors import StateError, suggest
 from .labels import Labels
-from .layers import AdaptedModule, SavedModule, Share, Shared, Swapped
+from .layers import AdaptedModule, Adapter, SavedModule, Share, Shared, Swapped
 from .methods.base import Schedule
 from .planning import Plan, Site
 from .shelf import Shelf
@@ -31,11 +32,14 @@ class Record:
     trainable: set[str] = field(default_factory=set)
     first_biases: dict[str, Tensor] = field(default_factory=dict)
     fused: dict[str, int] = field(default_factory=dict)
+    packing: dict[str, Any] = field(default_factory=dict)
     shared: dict[str, Shared] = field(default_factory=dict)
     schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
     hooks: list[Any] = field(default_factory=list)
     configs: dict[str, PeftConfig] = field(default_factory=dict)
     naming: Labels = field(default_factory=Labels)
+    batches: Batches = field(default_factory=Batches)
+    """Which adapter each sample of the running forward goes through."""
     shelf: Shelf = field(default_factory=Shelf)
 
     @property
@@ -47,9 +51,7 @@ class Record:
         """Raise StateError for a name that is not attached."""
         for name in names:
             if name not in self.plans:
-                raise StateError(
-                    f"no adapter is called {name!r}; attached are {', '.join(self.plans) or 'none'}.{suggest(name, self.plans)}"
-                )
+                raise StateError(f"no adapter is called {name!r}; attached are {_some(self.plans)}.{suggest(name, self.plans)}")
 
     def forget(self, name: str) -> None:
         """Note that an adapter is no longer attached."""
@@ -60,6 +62,12 @@ class Record:
         self.turned.discard(name)
         self.shelf.forget(name)
         self.active = tuple(n for n in self.active if n != name)
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of many names, for a message."""
+    found = list(names)
+    return ", ".join(found[:8]) + (f" and {len(found) - 8:,} more" if len(found) > 8 else "") if found else "none"
 
 
 def record(model: nn.Module) -> Record:
@@ -83,6 +91,13 @@ def adapter_of(model: nn.Module, site: Site, name: str) -> Share:
     module = model.get_submodule(site.module)
     assert isinstance(module, AdaptedModule)
     return module.at(name)[site.kind.slot]
+
+
+def attached_at(model: nn.Module, site: Site, name: str) -> Adapter:
+    """The module that an attached adapter is at a site."""
+    found = adapter_of(model, site, name)
+    assert isinstance(found, Adapter)
+    return found
 
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .inject import record
 from .layers import AdaptedModule, Swapped
+from .layers.storages import number_of
 from .layers.swap import own_class
 from .layers.switches import disable_adapters, held_adapters
 from .state_dicts import base_of
@@ -144,7 +145,7 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
         adapter_model_type="None" if base is model else type(model).__name__,
         peft_types={n: c.peft_type.value for n, c in configs.items()},
         trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        total_params=sum(p.numel() for p in model.parameters()),
+        total_params=sum(number_of(p) for p in model.parameters()),
         num_adapter_layers=len(layers),
         enabled=_common((s.enabled for s in layers), default=True),
         active_adapters=_common((s.active_adapters for s in layers if s.active_adapters), default=[]),

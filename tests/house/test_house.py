@@ -35,9 +35,9 @@ ORDER = [
     ["records"],
     ["shelving"],
     ["inject"],
-    ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing"],
-    ["conversion", "adapting", "state_dicts", "kbit"],
-    ["status", "holding"],
+    ["files", "merging", "cards", "wrapping", "stepping", "explaining", "probing", "mixing"],
+    ["conversion", "adapting", "state_dicts", "kbit", "saving"],
+    ["status", "hotswap", "converting", "combining", "holding"],
     ["model"],
     ["tasks"],
     ["auto"],
@@ -107,6 +107,16 @@ def test_nothing_asks_which_method_it_is(path):
         if isinstance(node, ast.Compare):
             constants = {str(n.value).lower() for n in ast.walk(node) if isinstance(n, ast.Constant)}
             assert not constants & names, f"line {node.lineno}: {ast.unparse(node)}"
+
+
+STORAGES = SRC / "layers" / "storages"
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if STORAGES not in f.parents], ids=lambda f: str(f.relative_to(SRC)))
+def test_only_storages_know_packages_that_pack(path):
+    text = path.read_text(encoding="utf-8").lower()
+    for package in ("bitsandbytes.", "import bitsandbytes", "bnb", "torchao", "params4bit", "linear4bit", "linear8bit", "int8params"):
+        assert package not in text, package
 
 
 def test_importing_costs_nothing():

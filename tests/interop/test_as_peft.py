@@ -39,7 +39,7 @@ for statement, kind, text in [
     ("peft.LoraConfi", AttributeError, 'Did you mean "LoraConfig"'),
     ("import peft.nothing", ModuleNotFoundError, "has no module peft.nothing"),
     ("from peft import LoraModel", ImportError, "Veneer has no class for each method"),
-    ("from peft.utils import hotswap", ImportError, "use load_adapter"),
+    ("from peft.utils.hotswap import check_hotswap_configs_compatible", ImportError, "hotswap_adapter checks it"),
     ("from peft.tuners import XLoraConfig", ImportError, "is not part of Veneer"),
     ("peft.PrefixTuningConfig(num_virtual_tokens=2)", ValueError, "Veneer adapts weights"),
 ]:
@@ -100,9 +100,10 @@ print(seen, sorted(absent))
 """
     seen, _, absent = python(code, run.environment()).strip().partition(" ")
     assert int(seen) > 50
-    # Swapping an adapter under a compiled model, and FSDP1's wrapping: each is imported where it is used, and says what to do.
-    assert {n.rpartition(".")[0] if "hotswap" in n else n for n in ast_list(absent)} <= {
-        "peft.utils.hotswap",
+    # Each is imported where it is used, and says what to do.
+    assert set(ast_list(absent)) <= {
+        "peft.utils.hotswap.check_hotswap_configs_compatible",
+        "peft.utils.hotswap.hotswap_adapter_from_state_dict",
         "peft.utils.other.fsdp_auto_wrap_policy",
     }
 

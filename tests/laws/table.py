@@ -142,9 +142,9 @@ def lokr_count(r: int) -> Callable[[d.Where], int]:
     return count
 
 
-def every_method(kind_id: str) -> list[Instance]:
-    """One row for each method on one kind of layer."""
-    kind = KINDS[kind_id]
+def every_method(kind_id: str, kind: Kind | None = None) -> list[Instance]:
+    """One row for each method on one kind of layer: that of the table, or another that is called so."""
+    kind = KINDS[kind_id] if kind is None else kind
 
     def row(method: str, config: Any, options: dict[str, Any], dense: d.Dense, count: Callable[[d.Where], int], **more: Any) -> Instance:
         return Instance(f"{method}-{kind_id}", config, options, dense, total(count)(kind), kind, **more)

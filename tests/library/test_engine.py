@@ -81,7 +81,7 @@ def made(model, monkeypatch):
 
     calls = []
     plain = Source.pure
-    monkeypatch.setattr(Source, "pure", lambda self, origin: calls.append(id(self)) or plain(self, origin))
+    monkeypatch.setattr(Source, "pure", lambda self, *origins: calls.append(id(self)) or plain(self, *origins))
     gradients(model)
     return calls
 
@@ -140,10 +140,10 @@ def test_the_norms_of_language_models_are_made_again_too(monkeypatch):
     from veneer.engine.sources import Source
 
     plain = Source.pure
-    monkeypatch.setattr(Source, "pure", lambda self, origin: calls.append(type(self.module).__name__) or plain(self, origin))
+    monkeypatch.setattr(Source, "pure", lambda self, *origins: calls.append(self.function.__name__) or plain(self, *origins))
     first = found()
-    # The first norm's input has no graph, so nothing keeps it and x itself is kept.
-    assert calls.count("LlamaRMSNorm") >= 1
+    # The first norm's input has no graph, so nothing keeps it and x itself is kept; the second is the feed-forward's, whose product is down_proj's input.
+    assert "pure" in calls and calls.count("_product") == 1
     with strategy("composed"):
         agree(first, found())
 
@@ -186,6 +186,71 @@ def test_a_view_of_the_noted_output_counts(monkeypatch):
     model = make(lambda b: setattr(b, "between", lambda n: n.view(15, 8).view(3, 5, 8)))
     assert len(made(model, monkeypatch)) == 2
     agree(gradients(model), gradients(model, how="autograd"))
+
+
+class Gated(nn.Module):
+    """A layer that reads the product of an activation and another tensor."""
+
+    def __init__(self, d=8):
+        super().__init__()
+        self.q, self.k, self.down = nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+        self.other = lambda m, x: m.k(x)
+        self.after = lambda n: n
+
+    def forward(self, x):
+        return self.down(self.after(F.silu(self.q(x)) * self.other(self, x)))
+
+
+def gated(change=lambda m: None, **options):
+    torch.manual_seed(0)
+    base = Gated().double()
+    change(base)
+    return get_peft_model(base, LoraConfig(r=2, target_modules=["q", "down"], init_lora_weights=False, **options))
+
+
+def test_a_product_is_made_again_from_its_two_factors(monkeypatch):
+    model = gated()
+    assert len(made(model, monkeypatch)) == 1
+    agree(gradients(model), gradients(model, how="autograd"))
+    assert len(made(gated(lora_dropout=0.3), monkeypatch)) == 1
+
+
+KEEPS_ITS_PRODUCT = {
+    "a factor without a gradient, which nothing keeps": lambda m: setattr(m, "other", lambda m, x: m.k(x).detach()),
+    "a factor for each feature": lambda m: setattr(m, "other", lambda m, x: m.k(x).sum((0, 1))),
+    "an edit of the product in place": lambda m: setattr(m, "after", lambda n: n.add_(0.5)),
+    "a copy": lambda m: setattr(m, "after", clone_reshape),
+}
+
+
+@pytest.mark.parametrize("change", KEEPS_ITS_PRODUCT.values(), ids=KEEPS_ITS_PRODUCT)
+def test_where_autograd_does_not_keep_both_factors_the_product_is_kept(change, monkeypatch):
+    model = gated(change)
+    assert not made(model, monkeypatch)
+    agree(gradients(model), gradients(model, how="autograd"))
+
+
+def test_a_product_under_hooks_and_checkpoints_is_right(monkeypatch):
+    model = gated()
+    plain = gradients(model)
+    for reentrant in (False, True):
+        agree(plain, gradients(model, lambda s, r=reentrant: checkpoint(model, s, use_reentrant=r)))
+
+    def offloaded(start):
+        with torch.autograd.graph.save_on_cpu():
+            return model(start)
+
+    agree(plain, gradients(model, offloaded))
+
+
+def test_a_factor_that_was_edited_before_backward_is_an_error_and_no_wrong_gradient():
+    kept = []
+    model = gated(lambda m: setattr(m, "other", lambda m, x: kept.append(m.k(x)) or kept[-1]))
+    y = model(x().requires_grad_())
+    with torch.no_grad():
+        kept[-1].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -361,6 +426,18 @@ def test_what_is_kept_for_backward_is_what_the_frozen_model_keeps(config, limit,
 
     base, mine = (saved_bytes(m, lambda m=m: run(m)) for m in (floor, model))
     assert mine < limit * base
+
+
+def test_a_gated_feed_forward_keeps_what_the_frozen_one_keeps():
+    def llama():
+        sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+        return LlamaModel(LlamaConfig(vocab_size=8, **sizes))
+
+    floor = llama().requires_grad_(False)
+    floor.embed_tokens.register_forward_hook(lambda m, i, out: out.requires_grad_())
+    model, ids = get_peft_model(llama(), LoraConfig(r=2, target_modules="all-linear")), torch.arange(256).view(2, 128) % 8
+    base, mine = (saved_bytes(m, lambda m=m: m(input_ids=ids).last_hidden_state.square().mean()) for m in (floor, model))
+    assert mine < 1.06 * base
 
 
 def test_under_autocast_gradients_are_those_of_its_own_operations():

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veneer import operators as op
 from veneer.engine.choice import Choice, Evaluation, Strategy, choose
-from veneer.engine.masks import Mask, scrambled
+from veneer.engine.masks import LENGTH, Mask, scrambled, tables
 from veneer.engine.node import linear_in_one_node
 
 D = torch.float64
@@ -251,11 +251,27 @@ def test_scrambled_numbers_are_those_of_splitmix64():
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
         return z ^ (z >> 31)
 
-    n = (1 << 17) + 5  # more than one piece
+    n = 1 << 17
     found = scrambled(12345, n, torch.device("cpu")).tolist()
-    for i in (0, 1, 2, n // 2, (1 << 17) - 1, 1 << 17, n - 1):
+    for i in (0, 1, 2, n // 2, n - 1):
         assert found[i] % 2**64 == splitmix(i, 12345)
     assert len(set(found)) == n
+
+
+def test_every_byte_of_a_mask_is_uniform_and_masks_are_independent_of_each_other_and_of_their_own_shifts():
+    first, second = tables(torch.device("cpu"))
+    for table in (first, second):
+        assert table[:LENGTH].equal(table[LENGTH:])
+        assert table[:LENGTH].bincount(minlength=256).eq(LENGTH // 256).all()  # so a sum from a random place on is uniform, exactly
+    torch.manual_seed(0)
+    p, n = 0.25, 1 << 19  # twice the length of the tables
+    masks = [1 - Mask(n // 256, 256, p, torch.device("cpu")).draw().keep(torch.float64).flatten() for _ in range(6)]
+    spread = (p * (1 - p)) ** 0.5
+    for i, mask in enumerate(masks):
+        others = [mask.roll(shift) for shift in (1, 7, 256, 768, LENGTH)] + masks[:i]
+        for other in others:
+            correlation = ((mask - p) * (other - p)).mean().item() / spread**2
+            assert abs(correlation) < 5 / n**0.5
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.999])

@@ -18,7 +18,7 @@ Term = tuple[Adapted | ByRows, float]
 
 def composed(layer: Any, kind: Any, terms: list[Term], x: Tensor) -> Tensor:
     """The output of one layer, or of a part of it, with some adapters."""
-    seen = [_dropped(x, p, (id(layer), i)) if p and x.is_floating_point() else x for i, (_, p) in enumerate(terms)]
+    seen = [dropped(x, p, (id(layer), i)) if p and x.is_floating_point() else x for i, (_, p) in enumerate(terms)]
     if len(terms) == 1 and (terms[0][0].additive or seen[0] is x):
         return _adapted(layer, kind, terms[0][0], x, seen[0])
     y = kind.forward(layer, x)
@@ -55,9 +55,10 @@ def by_rows(layer: Any, kind: Any, whole: ByRows, outputs: list[Tensor], x: Tens
     return torch.cat(pieces, -1).flatten(-2)
 
 
-def _dropped(x: Tensor, p: float, reader: Hashable) -> Tensor:
-    # The tracer cannot follow a generator of its own; there the partitioner decides what is kept.
-    return F.dropout(x, p) if traced() else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
+def dropped(x: Tensor, p: float, reader: Hashable) -> Tensor:
+    """x with a share p of its numbers zeroed, and the others scaled up."""
+    # The tracer cannot follow a generator of its own, and there the partitioner decides what is kept; sharded and other special tensors draw in their own way.
+    return F.dropout(x, p) if traced() or type(x) is not Tensor else x * mask_of(x, p, reader)[1].keep(x.dtype).view(x.shape) / (1 - p)
 
 
 def _adapted(layer: Any, kind: Any, equation: Adapted | ByRows, x: Tensor, dropped: Tensor) -> Tensor:

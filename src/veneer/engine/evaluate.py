@@ -46,6 +46,11 @@ def strategy(name: Strategy | str) -> Iterator[None]:
         _strategy = before
 
 
+def strategy_now() -> Strategy:
+    """The strategy of the moment."""
+    return _strategy
+
+
 class Module(Protocol):
     """What the engine asks of a module with adapted weights."""
 

@@ -1,17 +1,23 @@
-"""Dropout masks that cost a seed: the same random bytes in the forward and once more in the backward, eight to a number of 64 bits.
+"""Dropout masks that cost a seed: the same random bytes in the forward and once more in the backward, by one addition of bytes.
 
-Drawing a uniform number for each number of the input takes longer than a 768 × 768 product over the tokens. Here a byte below 256 p drops its number, and what 256 p has
-beyond its whole part is made up by a coin for each row, which lets one byte value more drop; so every number is dropped with probability p exactly. The bytes come from
-counting: the numbers 0, 1, 2, … scrambled by the finaliser of SplitMix64 (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), which vectors of numbers go
-through together.
+Drawing a uniform number for each number of the input takes longer than a 768 × 768 product over the tokens. Here a mask's bytes are sums, modulo 256, of two stretches of two
+fixed tables, and a draw is the two places where they start. Each table is a shuffle in which every byte is equally frequent, so from a random place on every single sum is
+uniform, exactly, and any two are independent but for four parts in a million. A byte below 256 p drops its number, and what 256 p has beyond its whole part is made up by a coin
+for each row, which lets one byte value more drop; so every number is dropped with probability p exactly. The tables come from counting: the numbers 0, 1, 2, … scrambled by the
+finaliser of SplitMix64 (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195) are the keys by which they were shuffled, the same on every device.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable
+from functools import cache
 
 import torch
 from torch import Tensor
+
+LENGTH = 1 << 18
+"""Of a table: both lie in a processor's second cache."""
 
 _NOTE = "_veneer_mask"
 
@@ -34,19 +40,27 @@ class Mask:
     def draw(self) -> Draw:
         """The same one at every call."""
         whole, rest = divmod(256 * self.p, 1)
-        words = -(-self.n // 8)
-        bits = scrambled(self.seed, self.rows * words + (self.rows if rest else 0), self.device)
         limits: Tensor | int = int(whole)
         if rest:
-            # A coin for each row from 53 of its own 64 bits.
-            coins = (bits[self.rows * words :] >> 11).bitwise_and_(2**53 - 1).double() * 2**-53
-            limits = (coins < rest).to(torch.uint8 if whole < 255 else torch.int16).add_(int(whole)).unsqueeze(-1)
-        return Draw(bits[: self.rows * words].view(torch.uint8).view(self.rows, 8 * words)[:, : self.n], limits)
+            coins = torch.rand(self.rows, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(self.seed))
+            limits = (coins < rest).to(torch.uint8 if whole < 255 else torch.int16).add_(int(whole)).to(self.device)
+        return Draw(self._bytes().view(self.rows, self.n), limits)
+
+    def _bytes(self) -> Tensor:
+        first, second = tables(self.device)
+        drawn = torch.empty(self.rows * self.n, dtype=torch.uint8, device=self.device)
+        starts = random.Random(self.seed)
+        for start in range(0, len(drawn), LENGTH):
+            part = drawn[start : start + LENGTH]
+            i, j = starts.randrange(LENGTH), starts.randrange(LENGTH)
+            torch.add(first[i : i + len(part)], second[j : j + len(part)], out=part)
+        return drawn
 
     def again(self) -> Draw:
         """The mask in backward; kept until every layer that used it has asked."""
         self.uses -= 1
         made = self.draw() if self.made is None else self.made
+        made.shared = self.made is not None or self.uses > 0
         self.made = made if self.uses > 0 else None
         return made
 
@@ -56,6 +70,23 @@ class Draw:
 
     def __init__(self, drawn: Tensor, limits: Tensor | int) -> None:
         self.bytes, self.limits = drawn, limits
+        self.shared = False
+        """Whether others want the same numbers dropped in the same backward."""
+        self._dropped: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def of(self, x: Tensor, rows: slice, mask: Tensor | None = None) -> Tensor:
+        """These rows of the masked input, which are `x`, with what is dropped at 0.
+
+        Args:
+            mask: `keep` of these rows, if it is at hand; it stays as it is.
+        """
+        key = rows.start or 0, len(x), x.dtype
+        if key in self._dropped:
+            return self._dropped[key]
+        found = self.keep(x.dtype, rows).mul_(x) if mask is None else x * mask
+        if self.shared:
+            self._dropped[key] = found
+        return found
 
     def keep(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
         """1 where a number of these rows stays, and 0 where it is dropped."""
@@ -64,26 +95,20 @@ class Draw:
         return torch.ge(drawn, limits, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))
 
 
+@cache
+def tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two shuffles of LENGTH bytes, each value as frequent as the others, twice in a row, so that a stretch may begin anywhere."""
+    shuffles = [scrambled(seed, LENGTH, device).argsort().bitwise_and_(255).to(torch.uint8) for seed in (1, 2)]
+    return shuffles[0].repeat(2), shuffles[1].repeat(2)
+
+
 def scrambled(seed: int, n: int, device: torch.device) -> Tensor:
-    """n random 64-bit numbers, the same for the same seed on every device."""
-    z = torch.empty(n, dtype=torch.int64, device=device)
-    size = WORDS_IN_CACHE if device.type == "cpu" else max(1, n)
-    high = torch.empty(min(n, size), dtype=torch.int64, device=device)
-    for first in range(0, n, size):
-        part = z[first : first + size]
-        last = first + len(part)
-        torch.arange(first, last, out=part)
-        part.mul_(-7046029254386353131).add_(seed)
-        for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
-            # Shifts of signed numbers pull copies of the sign in, which would cancel it.
-            moved = torch.bitwise_right_shift(part, shift, out=high[: len(part)]).bitwise_and_((1 << (64 - shift)) - 1)
-            part.bitwise_xor_(moved)
-            if factor != 1:
-                part.mul_(factor)
+    """n random 64-bit numbers, all different, the same for the same seed on every device."""
+    z = torch.arange(n, device=device).mul_(-7046029254386353131).add_(seed)
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        # Shifts of signed numbers pull copies of the sign in, which would cancel it.
+        z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
     return z
-
-
-WORDS_IN_CACHE = 1 << 17
 
 
 def mask_of(x: Tensor, p: float, reader: Hashable) -> tuple[Mask, Draw]:

@@ -74,7 +74,7 @@ class Linear:
             return y, ()
         if keep is None:
             return y, self.delta.accumulate(y, x)
-        kept = [self.delta.accumulate(y[rows], keep.keep(x.dtype, rows).mul_(x[rows])) for rows in pieces(x)]
+        kept = [self.delta.accumulate(y[rows], keep.of(x[rows], rows)) for rows in pieces(x)]
         return y, tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
 
 
@@ -89,6 +89,8 @@ class Known:
     R: Operator | None
     """As `shape_of` gives it: without tensors, which autograd keeps."""
     delta: Operator | None
+    origins: int
+    """How many tensors x is made from; 0 where x itself is kept."""
 
     def linear(self, W: Tensor, b: Tensor | None, g: Tensor | None, tensors: tuple[Tensor, ...]) -> Linear:
         """The same with these tensors, in the type of the computation."""
@@ -99,7 +101,7 @@ class Known:
 
 
 class LinearNode(torch.autograd.Function):
-    """y for x (tokens, in); `origin` is what x was made from, where that is known, and `tensors` are those of R and then of Δ."""
+    """y for x (tokens, in); `tensors` are those that x was made from, where that is known, and those of R and then of Δ."""
 
     @staticmethod
     def forward(
@@ -109,33 +111,35 @@ class LinearNode(torch.autograd.Function):
         b: Tensor | None,
         g: Tensor | None,
         keep: Draw | None,
-        origin: Tensor | None,
         known: Known,
         *tensors: Tensor,
     ) -> Tensor:
+        origins, tensors = tensors[: known.origins], tensors[known.origins :]
         with torch.autocast(x.device.type, enabled=False):
             y, kept = known.linear(W, b, g, tensors).output(x.to(known.dtype), keep, known.choice)
         ctx.known, ctx.rows, ctx.dtype, ctx.n = known, x.shape[0], x.dtype, len(tensors)
         _expect(known)
-        ctx.save_for_backward(x if origin is None else origin, W, b, g, *tensors, *kept)
+        ctx.save_for_backward(W, b, g, *(origins or (x,)), *tensors, *kept)
         return y
 
     @staticmethod
-    def again(ctx: Any) -> tuple[Tensor, Draw | None, Linear, tuple[Tensor, ...]]:
+    def again(ctx: Any) -> tuple[tuple[Tensor, ...], Draw | None, Linear, tuple[Tensor, ...]]:
         """x or what it is made from, its mask, the layer and what its operators kept."""
-        origin, W, b, g, *rest = ctx.saved_tensors
+        W, b, g, *rest = ctx.saved_tensors
+        first = ctx.known.origins or 1
+        last = first + ctx.n
         keep = None if ctx.known.mask is None else ctx.known.mask.again()
-        return origin, keep, ctx.known.linear(W, b, g, tuple(rest[: ctx.n])), tuple(rest[ctx.n :])
+        return tuple(rest[:first]), keep, ctx.known.linear(W, b, g, tuple(rest[first:last])), tuple(rest[last:])
 
     @staticmethod
-    def inputs(ctx: Any, origin: Tensor, by_pieces: bool) -> Iterator[tuple[slice, Tensor]]:
+    def inputs(ctx: Any, origins: tuple[Tensor, ...], by_pieces: bool) -> Iterator[tuple[slice, Tensor]]:
         """x in rows that go together: in pieces where that saves making it whole."""
         source, dtype = ctx.known.source, ctx.known.dtype
         if by_pieces and source is not None and source.by_rows and source.alone():
-            flat = origin.reshape(ctx.rows, -1)
-            yield from ((rows, x.to(dtype)) for rows, x in source.make_pieces(flat, pieces(flat)))
+            flat = [t.reshape(ctx.rows, -1) for t in origins]
+            yield from ((rows, x.to(dtype)) for rows, x in source.make_pieces(flat, pieces(*flat)))
             return
-        x = (origin if source is None else source.make(origin).reshape(ctx.rows, -1)).to(dtype)
+        x = (origins[0] if source is None else source.make(*origins).reshape(ctx.rows, -1)).to(dtype)
         yield from ((rows, x[rows]) for rows in (pieces(x) if by_pieces and ctx.known.mask is not None else [slice(None)]))
 
     @staticmethod
@@ -143,7 +147,7 @@ class LinearNode(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         choice = ctx.known.choice
         with torch.autocast(dy.device.type, enabled=False):
-            origin, keep, linear, kept = LinearNode.again(ctx)
+            origins, keep, linear, kept = LinearNode.again(ctx)
             wants = ctx.needs_input_grad
             R, delta = linear.R, linear.delta
             dz = dx = None
@@ -155,7 +159,7 @@ class LinearNode(torch.autograd.Function):
                 dx = dy @ linear.whole() if choice.merged_backward else linear.back_through_rows(dy, choice)
             of_R, of_delta = Total(), Total()
             by_pieces = all(S is None or S.by_pieces for S in (R, delta))
-            for rows, x in LinearNode.inputs(ctx, origin, by_pieces) if R is not None or delta is not None else ():
+            for rows, x in LinearNode.inputs(ctx, origins, by_pieces) if R is not None or delta is not None else ():
                 if R is not None and dz is not None:
                     of_R.add(R.gradients(x, dz[rows], None))
                 if delta is not None:
@@ -164,11 +168,12 @@ class LinearNode(torch.autograd.Function):
                     if keep is None:
                         of_delta.add(delta.gradients(x, dy[rows], back, seen))
                     else:
-                        of_delta.add(_gradients_of_dropped(delta, x, keep.keep(x.dtype, rows), dy[rows], back, seen))
+                        of_delta.add(_gradients_of_dropped(delta, x, keep, rows, dy[rows], back, seen))
             if R is not None and dz is not None and wants[0] and dx is None:
                 dx = R.transpose().overwrite(dz)
             db = dy.sum(0) if wants[2] else None
-        return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, None, *of_R.sums, *of_delta.sums
+        of_origins = (None,) * ctx.known.origins
+        return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, *of_origins, *of_R.sums, *of_delta.sums
 
 
 class Total:
@@ -198,13 +203,15 @@ def _expect(known: Known) -> None:
 
 
 def _gradients_of_dropped(
-    delta: Operator, x: Tensor, mask: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
+    delta: Operator, x: Tensor, keep: Draw, rows: slice, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """`delta.gradients` for mask ∘ x."""
-    back = None if dx is None else torch.zeros_like(mask)
-    found = delta.gradients(x * mask, dy, back, kept)
-    if dx is not None and back is not None:
-        dx.addcmul_(back, mask)
+    """`delta.gradients` for these rows of the input with what `keep` drops at 0."""
+    if dx is None:
+        return delta.gradients(keep.of(x, rows), dy, None, kept)
+    mask = keep.keep(x.dtype, rows)
+    back = torch.zeros_like(mask)
+    found = delta.gradients(keep.of(x, rows, mask), dy, back, kept)
+    dx.addcmul_(back, mask)
     return found
 
 
@@ -239,11 +246,11 @@ class RowFactors(torch.autograd.Function):
 
 
 def _output_again(node: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    with torch.no_grad(), torch.autocast(node.saved_tensors[1].device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(node.saved_tensors[0].device.type, enabled=False):
         _expect(node.known)
-        origin, keep, linear, _ = LinearNode.again(node)
+        origins, keep, linear, _ = LinearNode.again(node)
         assert linear.g is not None
-        ((_, x),) = LinearNode.inputs(node, origin, by_pieces=False)
+        ((_, x),) = LinearNode.inputs(node, origins, by_pieces=False)
         return linear.output(x, keep, node.known.choice)[0], linear.g, linear.b
 
 
@@ -277,10 +284,10 @@ def linear_in_one_node(
         with torch.autocast(x.device.type, enabled=False):
             of_type = Linear(W.to(dtype), None if b is None else b.to(dtype), g, R, delta)
             return of_type.output(flat.to(dtype), keep, choice)[0].unflatten(0, x.shape[:-1])
-    source, origin = source_of(x) or (None, None)
-    known = Known(source, mask, choice, dtype, shape_of(R), shape_of(delta))
+    source, origins = source_of(x) or (None, ())
+    known = Known(source, mask, choice, dtype, shape_of(R), shape_of(delta), len(origins))
     fixed = None if g is None else g.detach()
-    y = LinearNode.apply(flat, W, b, fixed, keep, None if origin is None else origin.detach(), known, *tensors)
+    y = LinearNode.apply(flat, W, b, fixed, keep, known, *(t.detach() for t in origins), *tensors)
     if g is not None and g.requires_grad:
         y = RowFactors.apply(y, g, None if b is None else b.detach().to(dtype))
     return y.unflatten(0, x.shape[:-1])

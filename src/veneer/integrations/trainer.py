@@ -2,8 +2,8 @@
 
 Trainer knows one foreign model class by `isinstance` and treats every other model as whole: it would write all the weights, and reload them with
 `strict=False`. Three of its methods are the only doors to model files, two are on the way to the hub, and one knows how long the training will be.
-Each is wrapped once, when transformers' trainer module is imported, and passes every model that is not Veneer's through untouched. A subclass of Trainer
-would need every user's script to change.
+Each is wrapped once, when transformers' trainer module is imported, and passes every model that is not Veneer's through untouched, as does the question
+whether a packed model may train. A subclass of Trainer would need every user's script to change.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import wrapt
 
 from ..config import CONFIG_NAME
 from ..disk import write_atomically
-from ..errors import AdapterFileError
+from ..errors import AdapterFileError, StateError
 from ..files import WEIGHTS_NAME
+from ..layers.storages import unknown_packing
 from ..model import PeftModel
 
 logger = logging.getLogger("veneer")
@@ -36,12 +37,27 @@ def install(module: ModuleType) -> None:
     }
     for name, wrapper in doors.items():
         wrapt.wrap_function_wrapper(module.Trainer, name, wrapper)
+    if hasattr(module, "validate_quantization_for_training"):
+        wrapt.wrap_function_wrapper(module, "validate_quantization_for_training", _validate_quantization)
 
 
 def held(trainer: Any) -> PeftModel | None:
     """The Veneer model that a trainer trains, freed of torch.compile's and the distributed wrappers."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     return model if isinstance(model, PeftModel) else None
+
+
+def _validate_quantization(wrapped: Any, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Let a packed model train through its adapters; transformers lets none but its own adapters' and the packings that it lists."""
+    model = args[0] if args else kwargs["model"]
+    if not isinstance(model, PeftModel) or not getattr(model, "is_quantized", False):
+        return wrapped(*args, **kwargs)
+    unknown = unknown_packing(model)
+    if unknown is not None and not model.hf_quantizer.is_trainable:
+        raise StateError(
+            f"{unknown}; neither Veneer nor transformers knows that a gradient comes back through it, so the model cannot be trained"
+        )
+    return None
 
 
 def _save(wrapped: Any, trainer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from .adapter import Adapter, Share, Shared
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
+from .per_sample import every_tensor, sequence_first
 from .saved import SavedModule, save_module, set_outputs, takes_outputs
 from .swap import Swapped
 
@@ -23,12 +24,14 @@ __all__ = [
     "Shared",
     "Swapped",
     "adapt",
+    "every_tensor",
     "fused_weights",
     "is_linear",
     "parameter_place",
     "places",
     "restore",
     "save_module",
+    "sequence_first",
     "set_outputs",
     "takes_outputs",
     "why_not",

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
-from ..operators import Adapted, ByRows
+from ..operators import Adapted, ByRows, Dense, Operator
 from . import merged as weights
 from . import views
 from .adapter import Share
 from .base import LayerKind
 from .lent import Lent, lent_method
+from .mixed import by_adapter, check_reader, likeness, mixed_layer, noise_of, running, stacked
 from .parts import PartKind
 from .swap import Swapped, swap, swap_back
 
@@ -43,6 +44,13 @@ class Frozen:
 
     def dense(self) -> Tensor:
         return self.kind.matrix(self.module).detach()
+
+    def operator(self) -> Operator:
+        found = self.kind.packed(self.module)
+        if found is not None:
+            return found
+        W = self.dense()
+        return Dense(W.to(torch.promote_types(W.dtype, torch.float32)))
 
 
 class AdaptedModule(Swapped):
@@ -85,7 +93,7 @@ class AdaptedModule(Swapped):
 
     def adapters(self, tensor: str) -> Iterator[Share]:
         """The active adapters of one weight, and of its parts."""
-        for name in self.veneer_active:
+        for name in running(self):
             for _, adapter in self._adapters_of(name, tensor):
                 yield adapter
 
@@ -102,11 +110,12 @@ class AdaptedModule(Swapped):
             if kind.tensor == tensor and slot in found:
                 yield kind, found[slot]
 
-    def equation_of(self, name: str, tensor: str) -> Adapted | ByRows | None:
-        """One adapter's equation of one weight; None where it has none."""
+    def equation_of(self, name: str, tensor: str, *others: str) -> Adapted | ByRows | None:
+        """One adapter's equation of one weight, or as one stack that of others too, which are alike; None where it has none."""
         parts = []
         for kind, adapter in self._adapters_of(name, tensor):
-            equation = adapter.equation(Adapted(Frozen(kind, self)))
+            values = stacked([adapter, *(self.at(other)[kind.slot] for other in others)]) if others else adapter.values()
+            equation = adapter.method.equation(Adapted(Frozen(kind, self)), values)
             if not isinstance(kind, PartKind):
                 return equation
             parts.append((kind.rows, equation))
@@ -115,11 +124,13 @@ class AdaptedModule(Swapped):
     def equations(self, tensor: str) -> list[tuple[Adapted | ByRows, Noise]]:
         """The active adapters' equations of one weight, each with what is disturbed while training."""
         found = []
-        for name in self.veneer_active:
+        for name in running(self):
             equation = self.equation_of(name, tensor)
             if equation is not None:
                 found.append((equation, next(self._adapters_of(name, tensor))[1].method.noise))
         return found
+
+    noise_of, likeness = noise_of, likeness
 
 
 class AdaptedLayer(AdaptedModule):
@@ -130,6 +141,9 @@ class AdaptedLayer(AdaptedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             self.veneer_reached = True
+        batch = self.veneer_record.batches.current()
+        if batch is not None:
+            return mixed_layer(self, batch, *args, **kwargs)
         if not self.veneer_active or self.veneer_merged:
             return self.base_forward(*args, **kwargs)
         return evaluate(self, *args, **kwargs)
@@ -145,6 +159,9 @@ class AdaptedParameters(AdaptedModule):
     """W' by name, within one forward; modules read a weight once per expert, or several times to look at its type."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        batch = self.veneer_record.batches.current()
+        if batch is not None and batch.single is None:
+            return by_adapter(self, self.forward, batch, args, kwargs)
         self.veneer_cache = {}
         try:
             return self.base_forward(*args, **kwargs)
@@ -160,6 +177,7 @@ class AdaptedParameters(AdaptedModule):
         """W' of the active adapters in the module's own shape, or the parameter itself."""
         own = self._parameters[tensor]
         assert own is not None
+        check_reader(self)
         if not torch.compiler.is_compiling():
             self.veneer_reached = True
         if tensor in self.veneer_merged:

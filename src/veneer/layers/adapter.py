@@ -64,6 +64,10 @@ class Share:
         """The tensors by their name in the adapter file."""
         return {s.key: getattr(self, s.name) for s in self.specs if s.key}
 
+    def by_name(self) -> dict[str, Tensor]:
+        """The same tensors by their name in the equation."""
+        return {s.name: getattr(self, s.name) for s in self.specs if s.key}
+
     def state(self) -> dict[str, Tensor]:
         """What training has changed besides the parameters, by name."""
         return {s.name: getattr(self, s.name) for s in self.specs if s.state}

@@ -6,27 +6,16 @@ the weight, write the weight. Neither knows of any method.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..form import Form
 from ..operators import Diagonal, Operator, Rows
-
-
-class Storage(Protocol):
-    """How a layer's weight is packed."""
-
-    name: str
-
-    def read(self, layer: nn.Module, tensor: str) -> Tensor:
-        """The weight as a plain tensor in the layer's own shape."""
-        ...
-
-    def write(self, layer: nn.Module, tensor: str, value: Tensor) -> None:
-        """Replace the weight's numbers, in place."""
-        ...
+from .storages import Storage, storage_of
+from .storages.kept import kept
 
 
 class LayerKind:
@@ -44,6 +33,9 @@ class LayerKind:
     """Whether the layer is called; otherwise its parent reads the parameter."""
     rotates_input: ClassVar[bool] = True
     """Whether R x is again an input that the layer's own forward takes."""
+
+    features_last: ClassVar[bool] = False
+    """Whether the layer is the map of each row of its input, whatever the other rows."""
 
     @property
     def slot(self) -> str:
@@ -67,7 +59,9 @@ class LayerKind:
 
     def storage(self, layer: nn.Module) -> Storage:
         """How the layer's weight is packed."""
-        raise NotImplementedError
+        found = storage_of(layer, self.tensor)
+        assert found is not None, f"{type(layer).__name__}.{self.tensor} has no known storage"
+        return found
 
     def form(self, layer: nn.Module) -> Form:
         """Rows and columns of the layer as a linear map."""
@@ -85,9 +79,14 @@ class LayerKind:
         """The weight as an (out, in) matrix."""
         return self.to_matrix(layer, self.storage(layer).read(layer, self.tensor))
 
-    def write(self, layer: nn.Module, matrix: Tensor) -> None:
-        """Replace the weight by an (out, in) matrix."""
-        self.storage(layer).write(layer, self.tensor, self.to_weight(layer, matrix))
+    def times(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """x Wᵀ for the (out, in) weight alone, outside autograd."""
+        W = self.matrix(layer)
+        return x.to(W.dtype) @ W.mT
+
+    def packed(self, layer: nn.Module) -> Packed | None:
+        """The weight as an operator that unpacks it only where it must; None where it is a plain tensor."""
+        return None if self.storage(layer).plain else Packed(layer, self)
 
     def bias(self, layer: nn.Module) -> Tensor | None:
         """The layer's bias (out,), or None."""
@@ -113,6 +112,10 @@ class LayerKind:
         """The weight, where the layer does nothing but multiply by it and add its bias."""
         return None
 
+    def leading(self, layer: Any, x: Tensor) -> int:
+        """How many dimensions of the layer's input are not features."""
+        return x.dim() - 1
+
     def forward(self, layer: Any, x: Any) -> Any:
         """The layer's own forward, of the frozen weight."""
         return layer.base_forward(x)
@@ -120,6 +123,31 @@ class LayerKind:
     def forward_with(self, layer: nn.Module, matrix: Tensor, bias: Tensor | None, x: Any) -> Tensor:
         """The layer's own forward with `matrix` in place of its weight, and `bias` of its bias; the result has the layer's usual type."""
         raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Packed(Operator):
+    """A frozen weight that is packed."""
+
+    layer: nn.Module
+    kind: LayerKind
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        form = self.kind.form(self.layer)
+        return form.out, form.in_
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.kind.times(self.layer, x)
+
+    def dense(self) -> Tensor:
+        W = self.kind.matrix(self.layer)
+        return W.to(torch.promote_types(W.dtype, torch.float32))
+
+    def squared_row_norms(self) -> Tensor:
+        return kept(
+            self.layer, self.kind.slot, self.kind.storage(self.layer).packed(self.layer, self.kind.tensor), super().squared_row_norms
+        )
 
 
 def common(x: Tensor, matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

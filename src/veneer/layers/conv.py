@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..form import Form
 from ..operators import Diagonal, LowRank, Operator, Sum
 from .base import LayerKind, common, settled
-from .storages import FLOAT, FloatStorage
+from .storages import storage_of
 
 _FUNCTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -26,10 +26,7 @@ class ConvKind(LayerKind):
     rotates_input = False
 
     def matches(self, layer: nn.Module) -> bool:
-        return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.weight.is_floating_point()
-
-    def storage(self, layer: nn.Module) -> FloatStorage:
-        return FLOAT
+        return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and storage_of(layer, self.tensor) is not None
 
     def form(self, layer: Any) -> Form:
         kernel = tuple(layer.kernel_size)
@@ -40,6 +37,9 @@ class ConvKind(LayerKind):
 
     def to_weight(self, layer: Any, matrix: Tensor) -> Tensor:
         return matrix.reshape(matrix.shape[0], -1, *layer.kernel_size)
+
+    def leading(self, layer: Any, x: Tensor) -> int:
+        return x.dim() - 1 - len(layer.kernel_size)
 
     def spread(self, layer: Any, v: Tensor) -> Tensor:
         return v.reshape(-1, *(1 for _ in layer.kernel_size))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..form import Form
 from ..operators import Operator
 from .base import LayerKind
-from .storages import FLOAT, FloatStorage
+from .storages import storage_of
 
 
 class EmbeddingKind(LayerKind):
@@ -21,10 +21,7 @@ class EmbeddingKind(LayerKind):
     rotates_input = False
 
     def matches(self, layer: nn.Module) -> bool:
-        return isinstance(layer, nn.Embedding) and layer.weight.is_floating_point() and layer.max_norm is None
-
-    def storage(self, layer: nn.Module) -> FloatStorage:
-        return FLOAT
+        return isinstance(layer, nn.Embedding) and storage_of(layer, self.tensor) is not None and layer.max_norm is None
 
     def form(self, layer: Any) -> Form:
         return Form(layer.embedding_dim, layer.num_embeddings, lookup=True)
@@ -34,6 +31,9 @@ class EmbeddingKind(LayerKind):
 
     def to_weight(self, layer: nn.Module, matrix: Tensor) -> Tensor:
         return matrix.mT
+
+    def leading(self, layer: Any, x: Tensor) -> int:
+        return x.dim()
 
     def apply(self, layer: Any, S: Operator, x: Tensor) -> Tensor:
         return self._scaled(layer, S.columns(x))

@@ -11,6 +11,7 @@ from .conv import ConvKind
 from .embedding import EmbeddingKind
 from .linear import LinearKind, TransposedLinearKind
 from .parameter import ParameterKind
+from .storages import why_packed
 
 KINDS: tuple[LayerKind, ...] = (LinearKind(), TransposedLinearKind(), ConvKind(), EmbeddingKind())
 
@@ -60,6 +61,9 @@ def is_linear(module: nn.Module) -> bool:
 def why_not(layer: nn.Module) -> str:
     """Why a layer cannot be adapted, as the end of a sentence."""
     cls = type(layer).__name__
+    packed = why_packed(layer)
+    if packed is not None:
+        return packed
     if isinstance(layer, nn.Linear):
         return f"is a {cls} whose weight is packed ({layer.weight.dtype}), a storage that is not supported"
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:

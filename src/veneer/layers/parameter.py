@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..form import Form
 from .base import LayerKind
-from .storages import FLOAT, FloatStorage
+from .storages import storage_of
 
 
 class ParameterKind(LayerKind):
@@ -30,16 +30,17 @@ class ParameterKind(LayerKind):
 
     def matches(self, layer: nn.Module) -> bool:
         weight = layer._parameters.get(self.tensor)
-        return weight is not None and weight.dim() in (2, 3) and weight.is_floating_point()
-
-    def storage(self, layer: nn.Module) -> FloatStorage:
-        return FLOAT
+        return weight is not None and weight.dim() in (2, 3) and storage_of(layer, self.tensor) is not None
 
     def _flipped(self, layer: nn.Module, weight: Tensor) -> bool:
         return weight.dim() == 3 and bool(getattr(layer, "is_transposed", False))
 
     def form(self, layer: nn.Module) -> Form:
-        *experts, out, in_ = self.matrix(layer).shape
+        weight = layer._parameters[self.tensor]
+        assert weight is not None
+        *experts, out, in_ = weight.shape
+        if self._flipped(layer, weight):
+            out, in_ = in_, out
         return Form(out, in_, experts=experts[0] if experts else None)
 
     def to_matrix(self, layer: nn.Module, weight: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..form import Form
 from ..operators import Operator, Rows
-from .base import LayerKind, Storage
+from .base import LayerKind
+from .storages import Storage
 
 
 class PartKind(LayerKind):
@@ -55,6 +56,9 @@ class PartKind(LayerKind):
 
     def matrix(self, layer: nn.Module) -> Tensor:
         return self.rows.of(self._whole.matrix(layer), 0)
+
+    def times(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return self.rows.of(self._whole.times(layer, x))
 
     def bias(self, layer: nn.Module) -> Tensor | None:
         b = self._whole.bias(layer)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from .lent import Lent, lent_method
+from .mixed import by_adapter, refuse_other_states
 from .swap import ADAPTERS, Swapped, swap, unadapted
 
 
@@ -26,11 +27,14 @@ class SavedModule(Swapped):
         return {key: f"{ADAPTERS}.{adapter_name}.{key}" for key in held}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.veneer_active:
-            return self.base_forward(*args, **kwargs)
-        copy_of_active = self.copy_of(self.veneer_active[-1])
-        assert copy_of_active is not None
-        return copy_of_active(*args, **kwargs)
+        batch = self.veneer_record.batches.current()
+        if batch is not None and batch.single is None:
+            return by_adapter(self, self.forward, batch, args, kwargs)
+        if batch is not None:
+            refuse_other_states(self)
+        names = self.veneer_active[-1:] if batch is None else [batch.single]
+        chosen = self.copy_of(names[0]) if names else None
+        return self.base_forward(*args, **kwargs) if chosen is None else chosen(*args, **kwargs)
 
     def copy_of(self, name: str) -> nn.Module | None:
         """One adapter's copy of this module, attached or made of what is packed; None where it has none."""
@@ -42,16 +46,10 @@ class SavedModule(Swapped):
 def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
     """Give `module` a trainable copy under the adapter's name, made from its own values."""
     original = _original(module) if isinstance(module, SavedModule) else copy.deepcopy(module)
-    saving = can_save(module)
-    saving.veneer[adapter_name] = original
-    return saving
-
-
-def can_save(module: nn.Module) -> SavedModule:
-    """The module, made ready to hold whole copies."""
     if not isinstance(module, SavedModule):
         swap(module, SavedModule)
     assert isinstance(module, SavedModule)
+    module.veneer[adapter_name] = original
     return module
 
 

@@ -34,7 +34,7 @@ class Swapped(nn.Module):
     veneer_record: Any
     """What is attached to the whole model (see `inject`)."""
     veneer_path: str
-    """Where the module is in that model."""
+    """The module's path in the model."""
 
     set_adapter = lent_method(switches.set_adapter)
     enable_adapters = lent_method(switches.enable_adapters)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import inits
 from .. import operators as op
@@ -110,6 +111,9 @@ class AdaLoraConfig(BiasConfig):
         s = (self.lora_alpha if self.lora_alpha > 0 else self.r) / (self.init_r + 1e-5)
         return AdaLora(self.init_r if kept is None else sum(kept), s, self.init_lora_weights, self.lora_dropout)
 
+    def with_rank(self, rank: int) -> Self:
+        return dataclasses.replace(self, init_r=rank, rank_pattern=None)
+
     def schedule(self) -> Schedule:
         from .schedules.budget import Budget
 
@@ -133,13 +137,16 @@ class AdaLora(Method):
         init, r = inits.normal(0.02), self.r
         E = inits.zeros if self.init else init
         shapes = [(r, form.in_), (r, 1), (form.out, r)]
-        factors = [Parameter(n, n, shape, E if n == "lora_E" else init) for n, shape in zip(TRIPLETS, shapes, strict=True)]
+        factors = [
+            Parameter(n, n, shape, E if n == "lora_E" else init, grows=(int(n == "lora_B"),), scaled=n == "lora_E")
+            for n, shape in zip(TRIPLETS, shapes, strict=True)
+        ]
         averages = [
-            Parameter(f"{p.name}_{average}", "", p.shape, inits.zeros, trainable=False, state=True)
+            Parameter(f"{p.name}_{average}", "", p.shape, inits.zeros, trainable=False, state=True, grows=p.grows)
             for p in factors
             for average in ("importance", "uncertainty")
         ]
-        pruned = Parameter("pruned", "", (r,), inits.zeros, trainable=False, state=True, dtype="bool")
+        pruned = Parameter("pruned", "", (r,), inits.zeros, trainable=False, state=True, dtype="bool", grows=(0,))
         return [*factors, *averages, pruned, Parameter("step", "", (1,), inits.zeros, trainable=False, state=True, dtype="int64")]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:

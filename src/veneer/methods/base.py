@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from .. import inits
 from ..errors import StateError
 from ..form import Form
 
@@ -52,6 +53,9 @@ class Parameter:
         trainable: False for a constant.
         state: a constant that training changes, so that a checkpoint keeps it.
         dtype: the constant's number type by name, where it is not the adapter's.
+        still: fills the tensor so that, with all others filled so, W' = W; None where no value does.
+        grows: dimensions of `shape` along which further numbers of `still` leave W' as it is, such as the rank's.
+        scaled: the change is proportional to it, so that a factor of the method's scale can be put into it.
     """
 
     name: str
@@ -63,6 +67,9 @@ class Parameter:
     trainable: bool = True
     state: bool = False
     dtype: str | None = None
+    still: Callable[[Tensor], Any] | None = inits.zeros
+    grows: tuple[int, ...] = ()
+    scaled: bool = False
 
     @property
     def numel(self) -> int:
@@ -77,6 +84,12 @@ class Parameter:
             return t.reshape(self.shape)
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return t.reshape([self.shape[i] for i in self.order]).permute(inverse)
+
+    def laid(self, t: Tensor) -> Tensor:
+        """The equation's tensor as it is stored; undoes `view`."""
+        if self.stored is None:
+            return t
+        return (t if self.order is None else t.permute(self.order)).reshape(self.stored)
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,11 @@ class Method:
             raise StateError(f"{type(self).__name__} has no scale, so it cannot be weighted by {weight}; switch it on or off instead")
         return replace(self, s=weight * self.scale)  # type: ignore[type-var]  # methods are dataclasses
 
+    @property
+    def loose(self) -> frozenset[str]:
+        """Fields in which two adapters may differ while one's tensors fit the other's equation: what their shapes say, a scale, and what only training reads."""
+        return frozenset({"r", "s", "init", "dropout", "noise"})
+
     def all_parameters(self, form: Form) -> list[Parameter]:
         """`parameters`, or `of_experts`, as the form asks."""
         return self.parameters(form) if form.experts is None else self.of_experts(form)
@@ -195,4 +213,6 @@ class EachExpert:
 def stacked(p: Parameter, experts: int) -> Parameter:
     """The same tensor for each of several experts, in a new first dimension."""
     stored = None if p.stored is None else (experts, *p.stored)
-    return replace(p, shape=(experts, *p.shape), init=EachExpert(p.init), stored=stored)
+    still = p.still and EachExpert(p.still)
+    grows = tuple(d + 1 for d in p.grows)
+    return replace(p, shape=(experts, *p.shape), init=EachExpert(p.init), stored=stored, still=still, grows=grows)

@@ -79,6 +79,10 @@ class Boft(Method):
             return f"has {n} blocks of {b}; {self.m} butterfly factors need an even block size and a number of blocks that {1 << (self.m - 1)} divides"
         return None
 
+    @property
+    def loose(self) -> frozenset[str]:
+        return super().loose | {"b", "num", "m"}
+
     def blocks(self, form: Form) -> tuple[int, int]:
         """(n, b) with n b = the features that are rotated."""
         return (self.num, form.features // self.num) if self.num else (form.features // self.b, self.b)
@@ -87,8 +91,8 @@ class Boft(Method):
         n, b = self.blocks(form)
         stored = (1, form.out) if form.kernel else (form.out, 1)
         return [
-            Parameter("boft_R", "boft_R", (self.m, n, b, b), inits.zeros if self.init else inits.normal(0.1)),
-            Parameter("boft_s", "boft_s", (form.out,), inits.ones if self.init else inits.normal(1.0), stored),
+            Parameter("boft_R", "boft_R", (self.m, n, b, b), inits.zeros if self.init else inits.normal(0.1), grows=(0,)),
+            Parameter("boft_s", "boft_s", (form.out,), inits.ones if self.init else inits.normal(1.0), stored, still=inits.ones),
         ]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:

@@ -44,7 +44,7 @@ class Dora(Method):
 
     def _lengths(self, form: Form) -> Parameter:
         stored = (1, form.out, *(1 for _ in form.kernel)) if form.kernel else None
-        return Parameter("lora_magnitude_vector", "lora_magnitude_vector", (form.out,), inits.ones, stored)
+        return Parameter("lora_magnitude_vector", "lora_magnitude_vector", (form.out,), inits.ones, stored, still=inits.kept)
 
     def parameters(self, form: Form) -> list[Parameter]:
         return [*self.inner.parameters(form), self._lengths(form)]

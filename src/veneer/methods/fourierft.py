@@ -71,6 +71,10 @@ class FourierFT(Method):
     seed: int
     init: bool
 
+    @property
+    def loose(self) -> frozenset[str]:
+        return super().loose | {"n"}
+
     def why_not(self, form: Form) -> str | None:
         return (
             f"has {form.out * form.in_} entries in its spectrum, fewer than n_frequency={self.n}" if self.n > form.out * form.in_ else None
@@ -79,7 +83,9 @@ class FourierFT(Method):
     def parameters(self, form: Form) -> list[Parameter]:
         places = inits.drawn_places(form.out * form.in_, self.seed)
         return [
-            Parameter("spectrum", "fourierft_spectrum", (self.n,), inits.zeros if self.init else inits.normal(1.0)),
+            Parameter(
+                "spectrum", "fourierft_spectrum", (self.n,), inits.zeros if self.init else inits.normal(1.0), grows=(0,), scaled=True
+            ),
             Parameter("places", "", (self.n,), places, trainable=False, dtype="int64"),
         ]
 

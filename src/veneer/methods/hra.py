@@ -60,7 +60,8 @@ class Hra(Method):
     def parameters(self, form: Form) -> list[Parameter]:
         # Equal pairs cannot be made orthonormal.
         init = inits.pairs if self.init and not self.orthonormal else inits.kaiming
-        return [Parameter("u", "hra_u", (form.features, self.r), init)]
+        still = None if self.orthonormal or self.r % 2 else inits.pairs
+        return [Parameter("u", "hra_u", (form.features, self.r), init, still=still)]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
         U = op.orthonormal(p.u) if self.orthonormal else p.u / p.u.square().sum(-2, keepdim=True).sqrt()

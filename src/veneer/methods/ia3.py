@@ -60,7 +60,7 @@ class Ia3(Method):
     def parameters(self, form: Form) -> list[Parameter]:
         n = form.channels if self.on_input else form.out
         stored = (1, n, *(1 for _ in form.kernel)) if form.kernel or self.on_input else (n, 1)
-        return [Parameter("l", "ia3_l", (n,), inits.ones if self.init else inits.normal(1.0), stored)]
+        return [Parameter("l", "ia3_l", (n,), inits.ones if self.init else inits.normal(1.0), stored, still=inits.ones)]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
         if self.on_input:

@@ -46,17 +46,22 @@ class Loha(Method):
     effective: bool = False
     noise: Noise = SILENT
 
+    @property
+    def loose(self) -> frozenset[str]:
+        return super().loose | {"effective"}
+
     def parameters(self, form: Form) -> list[Parameter]:
         r, found = self.r, []
         last = inits.zeros if self.init else inits.kaiming
         for i, init_b in [("1", inits.kaiming), ("2", last)]:
+            first = i == "1"
             if has_core(form, self.effective):
-                found.append(Parameter(f"w{i}_a", f"hada_w{i}_a", (r, form.out), inits.kaiming))
-                found.append(Parameter(f"w{i}_b", f"hada_w{i}_b", (r, form.channels), init_b))
+                found.append(Parameter(f"w{i}_a", f"hada_w{i}_a", (r, form.out), inits.kaiming, grows=(0,), scaled=first))
+                found.append(Parameter(f"w{i}_b", f"hada_w{i}_b", (r, form.channels), init_b, grows=(0,)))
                 found.append(core(f"t{i}", f"hada_t{i}", r, form))
             else:
-                found.append(Parameter(f"w{i}_a", f"hada_w{i}_a", (form.out, r), inits.kaiming))
-                found.append(Parameter(f"w{i}_b", f"hada_w{i}_b", (r, form.in_), init_b))
+                found.append(Parameter(f"w{i}_a", f"hada_w{i}_a", (form.out, r), inits.kaiming, grows=(1,), scaled=first))
+                found.append(Parameter(f"w{i}_b", f"hada_w{i}_b", (r, form.in_), init_b, grows=(0,)))
         return found
 
     def equation(self, W: Adapted, p: Any) -> Adapted:

@@ -65,21 +65,32 @@ class Lokr(Method):
     effective: bool = False
     noise: Noise = SILENT
 
+    @property
+    def loose(self) -> frozenset[str]:
+        return super().loose | {"both", "factor", "effective"}
+
     def parameters(self, form: Form) -> list[Parameter]:
         (a, b), (c, d), r = split(form.out, self.factor), split(form.channels, self.factor), self.r
         k = form.in_ // form.channels
         first = inits.zeros if self.init is True else inits.kaiming
         second = inits.zeros if self.init == "lycoris" else inits.kaiming
         if self.both and r < max(a, c) / 2:
-            found = [Parameter("w1_a", "lokr_w1_a", (a, r), first), Parameter("w1_b", "lokr_w1_b", (r, c), inits.kaiming)]
+            found = [
+                Parameter("w1_a", "lokr_w1_a", (a, r), first, grows=(1,), scaled=True),
+                Parameter("w1_b", "lokr_w1_b", (r, c), inits.kaiming, grows=(0,)),
+            ]
         else:
-            found = [Parameter("w1", "lokr_w1", (a, c), first)]
+            found = [Parameter("w1", "lokr_w1", (a, c), first, scaled=True)]
         if r >= max(b, d) / 2:
             return [*found, Parameter("w2", "lokr_w2", (b, d * k), second, stored=(b, d, *form.kernel) if form.kernel else None)]
         if has_core(form, self.effective):
-            found += [core("t2", "lokr_t2", r, form), Parameter("w2_a", "lokr_w2_a", (r, b), inits.kaiming)]
-            return [*found, Parameter("w2_b", "lokr_w2_b", (r, d), second)]
-        return [*found, Parameter("w2_a", "lokr_w2_a", (b, r), inits.kaiming), Parameter("w2_b", "lokr_w2_b", (r, d * k), second)]
+            found += [core("t2", "lokr_t2", r, form), Parameter("w2_a", "lokr_w2_a", (r, b), inits.kaiming, grows=(0,))]
+            return [*found, Parameter("w2_b", "lokr_w2_b", (r, d), second, grows=(0,))]
+        return [
+            *found,
+            Parameter("w2_a", "lokr_w2_a", (b, r), inits.kaiming, grows=(1,)),
+            Parameter("w2_b", "lokr_w2_b", (r, d * k), second, grows=(0,)),
+        ]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
         W1: Operator = op.Dense(p.w1) if hasattr(p, "w1") else op.LowRank(p.w1_a, p.w1_b)

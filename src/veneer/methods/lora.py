@@ -100,6 +100,11 @@ class Lora(Method):
         return self.with_bias
 
     @property
+    def loose(self) -> frozenset[str]:
+        # B₀ and A₀ follow from the rank, the scale and the init.
+        return frozenset({"dropout"}) if self._from_W else super().loose
+
+    @property
     def _from_W(self) -> bool:
         return str(self.init).startswith(("pissa", "olora"))
 
@@ -115,15 +120,17 @@ class Lora(Method):
         init_B = inits.kaiming if self.init is False else inits.zeros
         if form.lookup and self.init is True:
             init_A, init_B = inits.zeros, inits.normal(1.0)
+        # From W they start at what leaves W alone.
+        still = inits.kept if self._from_W else inits.zeros
         key = "lora_embedding_{}" if form.lookup else "lora_{}.weight"
-        A = Parameter("lora_A", key.format("A"), (self.r, form.in_), init_A)
-        B = Parameter("lora_B", key.format("B"), (form.out, self.r), init_B)
+        A = Parameter("lora_A", key.format("A"), (self.r, form.in_), init_A, still=still, grows=(0,))
+        B = Parameter("lora_B", key.format("B"), (form.out, self.r), init_B, still=still, grows=(1,), scaled=True)
         if form.kernel:
             ones = (1 for _ in form.kernel)
             A, B = replace(A, stored=(self.r, form.channels, *form.kernel)), replace(B, stored=(form.out, self.r, *ones))
         found = [A, B]
         if self.with_bias:
-            found.append(Parameter("lora_b", "lora_B.bias", (form.out,), inits.zeros))
+            found.append(Parameter("lora_b", "lora_B.bias", (form.out,), inits.zeros, scaled=True))
         if self._from_W:
             found += [replace(P, name=P.name + "0", key="", stored=None, init=inits.zeros, trainable=False) for P in (A, B)]
         return found

@@ -46,7 +46,7 @@ class LycorisConfig(PatternConfig):
 def core(name: str, key: str, r: int, form: Form) -> Parameter:
     """The core t (r, r, kernel) of a Tucker form; the file has two kernel dimensions for a one-dimensional convolution too."""
     kernel = form.kernel if len(form.kernel) > 1 else (*form.kernel, 1)
-    return Parameter(name, key, (r, r, form.in_ // form.channels), inits.kaiming, stored=(r, r, *kernel))
+    return Parameter(name, key, (r, r, form.in_ // form.channels), inits.kaiming, stored=(r, r, *kernel), grows=(0, 1))
 
 
 def has_core(form: Form, wanted: bool) -> bool:

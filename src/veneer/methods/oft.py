@@ -90,6 +90,10 @@ class Oft(Method):
     def noise(self) -> Noise:
         return Noise(blocks=0.0 if self.share else self.dropout)
 
+    @property
+    def loose(self) -> frozenset[str]:
+        return super().loose | {"b", "share"}
+
     def blocks(self, form: Form) -> tuple[int, int]:
         """(n, b) with n b = the features that are rotated."""
         found = nearest_divisor(form.features, self.r or self.b)

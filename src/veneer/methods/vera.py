@@ -79,6 +79,10 @@ class Vera(Method):
     def noise(self) -> Noise:
         return Noise(input=self.dropout)
 
+    @property
+    def loose(self) -> frozenset[str]:
+        return super().loose | {"first"}
+
     def parameters(self, form: Form) -> list[Parameter]:
         init_b, init_d = (inits.ones, inits.normal(1.0)) if self.first is None else (inits.zeros, inits.constant(self.first))
         return [Parameter("b", "vera_lambda_b", (form.out,), init_b), Parameter("d", "vera_lambda_d", (self.r,), init_d)]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .rotations import cayley, cayley_neumann, orthonormal, reflections, skew, within
     from .rows import FromRows, IntoRows, Rows
     from .sums import Sum
+    from .truncation import Spectrum, truncated, widest
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
@@ -38,6 +39,7 @@ _HOME = {
     "rotations": ["cayley", "cayley_neumann", "orthonormal", "reflections", "skew", "within"],
     "rows": ["FromRows", "IntoRows", "Rows"],
     "sums": ["Sum"],
+    "truncation": ["Spectrum", "truncated", "widest"],
 }
 _FILE = {name: file for file, names in _HOME.items() for name in names}
 
@@ -59,6 +61,7 @@ __all__ = [
     "Operator",
     "Product",
     "Rows",
+    "Spectrum",
     "Sum",
     "cayley",
     "cayley_neumann",
@@ -71,7 +74,9 @@ __all__ = [
     "skew",
     "stack",
     "traced",
+    "truncated",
     "wider",
+    "widest",
     "within",
 ]
 

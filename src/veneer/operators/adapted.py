@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..form import Form
 from .base import Operator
+from .dense import Dense
 from .products import Product
+from .sums import Sum
 
 
 class FrozenMap(Protocol):
@@ -28,6 +30,10 @@ class FrozenMap(Protocol):
 
     def dense(self) -> Tensor:
         """The weight as an (out, in) tensor, read from its storage."""
+        ...
+
+    def operator(self) -> Operator:
+        """The weight as an operator of numbers in float32 or wider, which may act without being read."""
         ...
 
 
@@ -68,6 +74,23 @@ class Adapted:
             M = M + self.delta.dense()
         return M if self.L is None else self.L.left_of(M.to(wider(M, self.L)))
 
+    def change(self) -> Operator | None:
+        """W' − W; None where nothing of W changes.
+
+        L (W R + Δ) − W = L Δ + (L − I) W + L W (R − I), each term with what structure it has.
+        """
+        terms: list[Operator] = [] if self.delta is None else [self._on_left(self.delta)]
+        if self.L is not None:
+            terms.append(Product(self.L.minus_identity(), Dense(self.W.dense())))
+        if self.R is not None:
+            terms.append(self._on_left(Product(Dense(self.W.dense()), self.R.minus_identity())))
+        if not terms:
+            return None
+        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+
+    def _on_left(self, S: Operator) -> Operator:
+        return S if self.L is None else Product(self.L, S)
+
     def bias(self, b: Tensor | None) -> Tensor | None:
         """b' from the layer's own bias b."""
         if b is not None and self.scales_bias and self.L is not None:
@@ -105,11 +128,10 @@ def row_norms(V: Adapted) -> Tensor:
     """
     if not V.additive:
         raise TypeError("row_norms takes W + Δ")
-    W = V.W.dense()
-    W = W.to(torch.promote_types(W.dtype, torch.float32))
-    total = torch.linalg.vector_norm(W, dim=-1).square()
+    W = V.W.operator()
+    total = W.squared_row_norms()
     if V.delta is not None:
-        delta = V.delta.to(W.dtype)
+        delta = V.delta.to(total.dtype)
         total = total + 2 * delta.row_dot(W) + delta.squared_row_norms()
     return total.clamp_min(0).sqrt()
 

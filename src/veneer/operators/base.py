@@ -18,6 +18,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .low_rank import LowRank
+    from .truncation import Spectrum
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,20 @@ class Operator:
     def low_rank(self) -> LowRank | None:
         """The same map as B A, where its structure gives factors without loss."""
         return None
+
+    def spectrum(self) -> Spectrum:
+        """Its singular values, and the vectors to them; of one map, not of a batch."""
+        from .truncation import of_dense, of_factors
+
+        factors = self.low_rank()
+        return of_dense(self.dense()) if factors is None or factors.rank >= min(self.shape) else of_factors(factors)
+
+    def minus_identity(self) -> Operator:
+        """S − I."""
+        from .dense import Dense
+
+        M = self.dense()
+        return Dense(M - torch.eye(self.shape[0], dtype=M.dtype, device=M.device))
 
     def for_tokens(self) -> Operator:
         """The same map by the tensors that meet the tokens: what is small is multiplied out here, once, and not in every product."""

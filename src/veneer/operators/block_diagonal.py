@@ -71,6 +71,9 @@ class BlockDiagonal(Operator):
         spread = torch.diag_embed(self.blocks.movedim(-3, -1), dim1=-4, dim2=-2)  # (…, n, b, n, b)
         return spread.reshape(*self.blocks.shape[:-3], *self.shape)
 
+    def minus_identity(self) -> BlockDiagonal:
+        return BlockDiagonal(self.blocks - torch.eye(self.blocks.shape[-1], dtype=self.blocks.dtype, device=self.blocks.device))
+
     def drop_blocks(self, p: float) -> BlockDiagonal:
         """int(p n) blocks become the identity."""
         return BlockDiagonal(_with_identities(self.blocks, p))
@@ -129,6 +132,9 @@ class Butterfly(Operator):
 
     def dense(self) -> Tensor:
         return self.collapsed().dense()
+
+    def minus_identity(self) -> BlockDiagonal:
+        return self.collapsed().minus_identity()
 
     def drop_blocks(self, p: float) -> Butterfly:
         """int(p n) blocks of one factor, drawn at random, become the identity."""

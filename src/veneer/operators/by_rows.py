@@ -48,6 +48,11 @@ class ByRows:
         found = [rows.spread(e.shift) for rows, e in self.parts if e.shift is not None]
         return reduce(add, found) if found else None
 
+    def change(self) -> Operator | None:
+        """W' − W; None where nothing of W changes."""
+        found = [IntoRows(change, rows) for rows, e in self.parts if (change := e.change()) is not None]
+        return reduce(add, found) if found else None
+
     def joined(self) -> Adapted | None:
         """The same as one equation on the whole; None where a part has none."""
         if any(e.R is not None or not (e.L is None or isinstance(e.L, Diagonal)) for _, e in self.parts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .base import Cost, Operator, times
@@ -50,6 +51,9 @@ class Dense(Operator):
 
     def dense(self) -> Tensor:
         return self.M
+
+    def squared_row_norms(self) -> Tensor:
+        return torch.linalg.vector_norm(self.M, dim=-1).square()
 
     def cost(self, tokens: int, itemsize: int = 4) -> Cost:
         out, in_ = self.shape

@@ -42,6 +42,9 @@ class Diagonal(Operator):
     def scaled(self, s: float) -> Diagonal:
         return Diagonal(s * self.d)
 
+    def minus_identity(self) -> Diagonal:
+        return Diagonal(self.d - 1)
+
     def dense(self) -> Tensor:
         return torch.diag_embed(self.d)
 

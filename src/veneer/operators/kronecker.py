@@ -10,6 +10,8 @@ from torch import Tensor
 
 from .base import Cost, Operator, pieces
 from .dense import Dense
+from .low_rank import LowRank
+from .truncation import Spectrum
 
 
 @dataclass(eq=False)
@@ -42,6 +44,22 @@ class Kronecker(Operator):
 
     def for_tokens(self) -> Kronecker:
         return Kronecker(_small(self.S), _small(self.T))
+
+    def low_rank(self) -> LowRank:
+        S, T = _factors(self.S), _factors(self.T)
+        return LowRank(_kron(S.B, T.B), _kron(S.A, T.A))
+
+    def spectrum(self) -> Spectrum:
+        # Of U₁ s₁ V₁ ⊗ U₂ s₂ V₂: (U₁ ⊗ U₂) (s₁ ⊗ s₂) (V₁ ⊗ V₂), put in order.
+        S, T = self.S.spectrum(), self.T.spectrum()
+        s, order = torch.outer(S.s, T.s).flatten().sort(descending=True, stable=True)
+
+        def vectors(k: int) -> tuple[Tensor, Tensor]:
+            (US, VS), (UT, VT) = S.vectors(len(S.s)), T.vectors(len(T.s))
+            i, j = order[:k] // len(T.s), order[:k] % len(T.s)
+            return (US[:, None, i] * UT[None, :, j]).flatten(0, 1), (VS[i, :, None] * VT[j, None, :]).flatten(1)
+
+        return Spectrum(s, vectors)
 
     def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
         # Y = S X Tᵀ for each token:  U = Sᵀ dY,  dX = U T,  dT = Σ Uᵀ X,  dS = Σ dY (X Tᵀ)ᵀ.
@@ -82,9 +100,7 @@ class Kronecker(Operator):
         return Kronecker(self.S, self.T.scaled(s))
 
     def dense(self) -> Tensor:
-        out, in_ = self.shape
-        S, T = self.S.dense(), self.T.dense()
-        return torch.einsum("...ac,...bd->...abcd", S, T).reshape(*S.shape[:-2], out, in_)
+        return _kron(self.S.dense(), self.T.dense())
 
     def columns(self, ids: Tensor) -> Tensor:
         d = self.T.shape[1]
@@ -115,3 +131,20 @@ class Kronecker(Operator):
 def _small(S: Operator) -> Operator:
     """A factor, multiplied out: it has about the square root of the whole's numbers."""
     return S if isinstance(S, Dense) else Dense(S.dense())
+
+
+def _kron(S: Tensor, T: Tensor) -> Tensor:
+    """S ⊗ T, for each of a batch."""
+    whole = torch.einsum("...ac,...bd->...abcd", S, T)
+    return whole.flatten(-2).flatten(-3, -2)
+
+
+def _factors(S: Operator) -> LowRank:
+    """S as B A of the lowest rank that its structure shows: its own factors, or itself and an identity."""
+    found = S.low_rank()
+    if found is not None and found.rank <= min(S.shape):
+        return found
+    M = S.dense()
+    out, in_ = S.shape
+    eye = torch.eye(min(out, in_), dtype=M.dtype, device=M.device).expand(*M.shape[:-2], -1, -1)
+    return LowRank(eye, M) if out <= in_ else LowRank(M, eye)

@@ -46,6 +46,8 @@ class LowRank(Operator):
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         h = times(x, self.A)  # (…, r)
+        if self.B.dim() == y.dim() == 3 and y.is_contiguous() and not traced():
+            return y.baddbmm_(h, self.B.mT)
         if self.B.dim() > 2 or not y.is_contiguous() or (traced() and not torch.compiler.is_compiling()):
             return y + times(h, self.B)
         # Accumulating into y saves the pass over a tokens × out tensor that a separate sum would cost.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .base import Cost, Operator
 from .diagonal import Diagonal
+from .low_rank import LowRank
 
 
 @dataclass(eq=False)
@@ -29,6 +30,12 @@ class Product(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         return self.S.apply(self.T.apply(x))
+
+    def low_rank(self) -> LowRank | None:
+        S, T = self.S.low_rank(), self.T.low_rank()
+        if T is not None and (S is None or T.rank <= S.rank):
+            return LowRank(self.S.left_of(T.B), T.A)
+        return None if S is None else LowRank(S.B, self.T.right_of(S.A))
 
     def for_tokens(self) -> Operator:
         S, T = self.S.for_tokens(), self.T.for_tokens()
@@ -81,6 +88,9 @@ class IdentityPlus(Operator):
 
     def transpose(self) -> IdentityPlus:
         return IdentityPlus(self.S.transpose())
+
+    def minus_identity(self) -> Operator:
+        return self.S
 
     def scaled(self, s: float) -> Operator:
         raise NotImplementedError("s (I + S) is no I + S; scale what it is composed with")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import Cost, Operator
 from .low_rank import LowRank
+from .truncation import Spectrum
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class IntoRows(Operator):
     def low_rank(self) -> LowRank | None:
         S = self.S.low_rank()
         return None if S is None else LowRank(self.rows.spread(S.B.mT).mT, S.A)
+
+    def spectrum(self) -> Spectrum:
+        own = self.S.spectrum()
+
+        def vectors(k: int) -> tuple[Tensor, Tensor]:
+            U, Vh = own.vectors(k)
+            return self.rows.spread(U.mT).mT, Vh
+
+        return Spectrum(own.s, vectors)
 
     def for_tokens(self) -> IntoRows:
         return IntoRows(self.S.for_tokens(), self.rows)
