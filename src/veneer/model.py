@@ -367,6 +367,7 @@ class PeftModel(Holding, nn.Module):
         if is_main_process:
             for name in names:
                 self._save_one(Path(save_directory), name, state_dict)
+            inject.record(self.get_base_model()).shelf.settle()
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
         from .cards import place

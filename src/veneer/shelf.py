@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,16 @@ class Shelf:
         self.used[name] = None
 
     def fetch(self, name: str) -> Packed | None:
-        """A packed adapter, with its tensors at hand; None where none of that name is packed.
+        """A packed adapter, with its tensors at hand, for which others may be moved away; None where none of that name is packed.
 
         Raises:
             AdapterFileError: its folder was changed or removed meanwhile.
-            StateError: it alone is larger than the budget.
         """
         found = self.waiting.get(name)
         if found is None:
             return None
         self.touch(name)
         if not found.near:
-            self._check_fits(name, found.packed)
             _read(name, found)
             self.settle(name)
         return found.packed
@@ -161,12 +159,14 @@ class Shelf:
                 self._move(name)
                 total -= size
 
-    def _check_fits(self, name: str, packed: Packed) -> None:
+    def check_fits(self, names: Iterable[str]) -> None:
+        """Raise StateError where packed adapters that are read together are larger than the budget, so that each layer would move them."""
         limit = self.budget.device_bytes
-        if limit is not None and packed.nbytes > limit:
+        total = sum(self.waiting[n].packed.nbytes for n in set(names) if n in self.waiting)
+        if limit is not None and total > limit:
             raise StateError(
-                f"adapter {name!r} has {packed.nbytes:,} bytes and the budget for packed adapters is {limit:,} (device_bytes of hold); "
-                "set_adapter attaches it beside that budget, or give it more"
+                f"the packed adapters of this batch have {total:,} bytes, and the budget for packed adapters is {limit:,} (device_bytes of hold); "
+                "give it more, or name fewer adapters at once"
             )
 
     def _move(self, name: str) -> None:

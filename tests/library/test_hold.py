@@ -463,12 +463,23 @@ class TestBudget:
         three.zero_grad()
         three.set_adapter("b")
 
-    def test_an_adapter_larger_than_the_budget_is_not_read_in_passing(self, three, tmp_path):
+    def test_saving_reads_what_is_away_and_leaves_it_there(self, three, tmp_path):
+        three.save_pretrained(tmp_path / "before")
+        three.hold(attached=1, device_bytes=10, offload=tmp_path / "held")
+        three.save_pretrained(tmp_path / "after")
+        assert three.adapter_locations == {"a": "attached", "b": "disk", "c": "disk"}
+        for name in "abc":
+            for file in ("adapter_model.safetensors", "adapter_config.json"):
+                assert (tmp_path / "after" / name / file).read_bytes() == (tmp_path / "before" / name / file).read_bytes()
+
+    def test_a_batch_larger_than_the_budget_is_refused(self, three, tmp_path, x):
+        expected = three(**x, adapter_names=["b", "c"]).logits
         three.hold(attached=1, device_bytes=10, offload=tmp_path)
-        module = next(m for _, m in adapted_modules(three.get_base_model()))
-        with pytest.raises(StateError, match="the budget for packed adapters is 10"):
-            module.at("b")
-        three.set_adapter("b")
+        with pytest.raises(StateError, match="packed adapters of this batch have 1,484 bytes, and the budget for packed adapters is 10"):
+            three(**x, adapter_names=["b", "c"])
+        three.hold(attached=1, device_bytes=1500, offload=tmp_path)
+        assert torch.allclose(three(**x, adapter_names=["b", "c"]).logits, expected, atol=1e-6)
+        assert three.adapter_locations == {"a": "attached", "b": "packed", "c": "packed"}
 
     def test_a_directory_that_went_away_loses_nothing(self, three, tmp_path, x):
         three.delete_adapter("b")
@@ -481,6 +492,23 @@ class TestBudget:
             three.add_adapter("d", lora())
         assert three.adapter_locations == {"a": "packed", "c": "attached"}
         assert all(torch.equal(t, expected[n]) for n, t in outputs(three, x, "ac").items())
+
+
+class TestMixedBatches:
+    @pytest.mark.parametrize("method", config_classes())
+    def test_packed_adapters_take_part_as_they_are(self, method, x):
+        model = get_peft_model(vit(), config(method), "a").eval()
+        model.add_adapter("b", config(method, modules_to_save=["classifier"]))
+        model.add_adapter("c", config(method, modules_to_save=["classifier"]))
+        for name in "abc":
+            shaken(model, name)
+        pixels = torch.randn(4, 3, 16, 16)
+        names = ["b", "a", "__base__", "c"]
+        expected = model(pixel_values=pixels, adapter_names=names).logits
+        model.pack_adapter("b")
+        model.pack_adapter("c")
+        assert torch.allclose(model(pixel_values=pixels, adapter_names=names).logits, expected, atol=1e-6)
+        assert model.adapter_locations == {"a": "attached", "b": "packed", "c": "packed"}
 
 
 def test_memory_beside_the_tensors(tmp_path):
