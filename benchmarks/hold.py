@@ -89,6 +89,7 @@ def main() -> int:
     if args.inside:
         print(json.dumps(thousand(args.adapters, args.repeats)))
         return 0
+    del args.inside
     six = cases.MODELS["vit-base"].targets
     values = {
         "switch, q and v adapted, 2 attached": two(["q_proj", "v_proj"], args.repeats),

@@ -96,6 +96,11 @@ class Shelf:
     def __contains__(self, name: str) -> bool:
         return name in self.waiting
 
+    def at(self, path: str) -> list[str]:
+        """The packed adapters that have something at a module."""
+        patterns = ((n, w.packed.pattern) for n, w in self.waiting.items())
+        return [n for n, p in patterns if path in p.places or path in p.copies]
+
     def touch(self, name: str) -> None:
         """Note that an adapter is used now."""
         self.used.pop(name, None)

@@ -237,6 +237,13 @@ class TestPacking:
         assert not torch.equal(three(**x).logits, before)
         assert {id(p) for p in three.parameters() if p.requires_grad} == {id(p) for p in own}
 
+    def test_the_status_names_packed_ones(self, three):
+        three.pack_adapter("b")
+        status = {s.name.rpartition(".")[2]: s for s in veneer.get_layer_status(three)}
+        assert status["q_proj"].available_adapters == ["a", "b", "c"] and status["classifier"].available_adapters == ["b"]
+        assert status["q_proj"].requires_grad == {"a": True, "c": False} and status["classifier"].requires_grad == {}
+        assert veneer.get_model_status(three).available_adapters == ["a", "b", "c"]
+
     def test_one_module_cannot_switch_to_a_packed_one(self, three):
         three.pack_adapter("c")
         module = next(m for _, m in adapted_modules(three.get_base_model()))
