@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from .errors import AdapterFileError, ConfigError, DataError, StateError, TargetError, VeneerError, VeneerWarning
     from .explaining import Explanation, explain
     from .hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+    from .integrations.combinations import Combination, combine
     from .integrations.diagnosis import Diagnosis
     from .integrations.doctor import diagnose
-    from .integrations.exporting import export
+    from .integrations.exporting import Rewritten, export, rewrite
+    from .integrations.measuring import Measured, measure
+    from .integrations.merged_models import SavedModel, save_merged
     from .integrations.peft import as_peft
     from .kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
+    from .lycoris import load_lycoris, save_lycoris
     from .merging import MergeReport
     from .model import PeftModel
     from .peft_type import PeftType
@@ -68,11 +72,15 @@ _NAMES_OF = {
     "errors": "AdapterFileError ConfigError DataError StateError TargetError VeneerError VeneerWarning",
     "explaining": "Explanation explain",
     "hotswap": "hotswap_adapter prepare_model_for_compiled_hotswap",
+    "integrations.combinations": "Combination combine",
     "integrations.diagnosis": "Diagnosis",
     "integrations.doctor": "diagnose",
-    "integrations.exporting": "export",
+    "integrations.exporting": "Rewritten export rewrite",
+    "integrations.measuring": "Measured measure",
+    "integrations.merged_models": "SavedModel save_merged",
     "integrations.peft": "as_peft",
     "kbit": "cast_mixed_precision_params prepare_model_for_kbit_training",
+    "lycoris": "load_lycoris save_lycoris",
     "merging": "MergeReport",
     "model": "PeftModel",
     "peft_type": "PeftType",

@@ -73,7 +73,7 @@ class AutoPeftModel:
             raise ConfigError(f"{directory} does not say which base model it belongs to; load that one, and use PeftModel.from_pretrained")
         loader = cls._loader(found, directory, TRUSTED if import_allowlist is None else import_allowlist)
         base = loader.from_pretrained(found.base_model_name_or_path, **({"revision": found.revision} if found.revision else {}) | kwargs)
-        _grow(base, directory)
+        grow(base, directory)
         return cls.WRAPS.from_pretrained(base, directory, adapter_name, is_trainable, config)
 
     @classmethod
@@ -96,7 +96,7 @@ class AutoPeftModel:
         return getattr(import_module(library), name)
 
 
-def _grow(base: Any, directory: Path) -> None:
+def grow(base: Any, directory: Path) -> None:
     """Give the base model an embedding for every token of the tokenizer beside the adapter."""
     if (directory / "tokenizer_config.json").is_file() and hasattr(base, "get_input_embeddings"):
         tokenizer = import_module("transformers").AutoTokenizer.from_pretrained(directory)

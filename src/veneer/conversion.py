@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from .config import PREFIX, PeftConfig, config_classes
+from .config import PREFIX, PeftConfig, check_whole, config_classes
 from .errors import ConfigError, StateError
 from .files import entries
 from .form import Form
@@ -103,23 +104,37 @@ def factored(change: Change, form: Form, rank: int | None, tolerance: float | No
     return Factored(LowRank(S.B[:, used], S.A[used]), error, change.shift)
 
 
-def factors(model: nn.Module, name: str, rank: int | None = None, tolerance: float | None = None) -> dict[str, Factored]:
+def checked(rank: int | None, tolerance: float | None) -> None:
+    """Raise ConfigError for a rank or a tolerance that is none, or both."""
+    if rank is not None and tolerance is not None:
+        raise ConfigError("give rank or tolerance, not both: each decides the other")
+    if rank is not None:
+        check_whole("rank", rank)
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ConfigError(f"tolerance: a share of the change from 0 to less than 1, got {tolerance!r}")
+
+
+def factors(
+    model: nn.Module, name: str, rank: int | None = None, tolerance: float | None = None, *, progress: bool = False
+) -> dict[str, Factored]:
     """The changes of one attached adapter as factors, by layer.
+
+    Args:
+        model: a model with adapters.
+        name: the adapter's.
+        rank, tolerance: the highest rank, or the highest relative error of a layer; with neither, all of it.
+        progress: show a bar, if it takes more than two seconds.
 
     Raises:
         ConfigError: a rank or a tolerance that is none, or both.
         StateError: a change that has no exact factors where neither was given, or a weight that LoRA's file has no place for.
     """
-    if rank is not None and tolerance is not None:
-        raise ConfigError("give rank or tolerance, not both: each decides the other")
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ConfigError(f"rank: a whole number of at least 1, got {rank!r}")
-    if tolerance is not None and not 0 <= tolerance < 1:
-        raise ConfigError(f"tolerance: a share of the change from 0 to less than 1, got {tolerance!r}")
+    checked(rank, tolerance)
     note = check_names(model, [name])
     forms = {layer: _form(model, sites[0]) for layer, sites in _by_layer(note.plans[name].sites).items()}
     equation = note.configs[name].facts().equation
-    return {c.layer: factored(c, forms[c.layer], rank, tolerance, equation) for c in changes(model, name)}
+    each = tqdm(changes(model, name), desc="converting", unit="layer", total=len(forms), disable=not progress, delay=2)
+    return {c.layer: factored(c, forms[c.layer], rank, tolerance, equation) for c in each}
 
 
 def lora_of(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from .adapting import put_on
 from .cards import Card
-from .config import PeftConfig
-from .conversion import factors, lora_of, rest
+from .config import PREFIX, PeftConfig
+from .conversion import Factored, factors, lora_of, rest
 from .errors import ConfigError
 from .files import load, names_to_write
 from .inject import activate, record
@@ -109,6 +109,7 @@ def convert(
     save_directory: str | os.PathLike[str] | None = None,
     new_name: str | None = None,
     uniform: bool = False,
+    progress: bool = False,
 ) -> Conversion:
     """A LoRA with the same change as an attached adapter of any method, or with the nearest one of a lower rank.
 
@@ -123,6 +124,7 @@ def convert(
         save_directory: write the LoRA there; files already there are replaced whole or not at all.
         new_name: attach the LoRA under this name, inactive.
         uniform: give all layers one rank, with zeros, for readers that know no `rank_pattern`.
+        progress: show a bar, if it takes more than two seconds.
 
     Raises:
         ConfigError: a rank or tolerance that is none, or both; the name is taken.
@@ -141,12 +143,10 @@ def convert(
     if new_name in note.plans:
         raise ConfigError(f"an adapter called {new_name!r} is attached already; choose another new_name")
     old = note.configs[name]
-    found = factors(base, name, rank, tolerance)
+    found = factors(base, name, rank, tolerance, progress=progress)
     shifts = {layer: f.shift for layer, f in found.items() if f.shift is not None}
     config, tensors = lora_of(base, {layer: f.S for layer, f in found.items()}, old, shifts=shifts, uniform=uniform)
-    layers = {layer: LayerConversion(f.S.rank, f.error, sqrt(f.squared)) for layer, f in found.items()}
-    titles = " and ".join(f.title for f in [*old.combinators, old.facts()])
-    done = Conversion(titles, layers, config, tensors | rest(base, name), _notes(config))
+    done = Conversion(title_of(old), layers_of(found), config, tensors | rest(base, name), notes_of(config, tensors))
     if save_directory is not None:
         total = sum(p.numel() for p in base.parameters())
         card = replace(Card.of(base, name, old, total=total), config=config, name="default", parameters=done.parameters, of_parts=False)
@@ -168,11 +168,26 @@ def _attach(model: nn.Module, base: nn.Module, name: str, done: Conversion, labe
         held[name] = done.config
 
 
-def _notes(config: PeftConfig) -> list[str]:
-    """What servers of plain LoRA, such as vLLM, refuse; they take `lora_A` and `lora_B` alone."""
+def title_of(config: PeftConfig) -> str:
+    """What a person calls a configuration's method."""
+    return " and ".join(f.title for f in [*config.combinators, config.facts()])
+
+
+def layers_of(found: Mapping[str, Factored]) -> dict[str, LayerConversion]:
+    """How well each layer's change became factors."""
+    return {layer: LayerConversion(f.S.rank, f.error, sqrt(f.squared)) for layer, f in found.items()}
+
+
+def notes_of(config: PeftConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What vLLM refuses of a LoRA; it takes `lora_A` and `lora_B` of linear layers, of any ranks up to its own limit."""
     notes = []
     if config.modules_to_save:
         notes.append(f"whole modules are saved with it ({', '.join(config.modules_to_save)}), which vLLM refuses")
     if config.bias != "none" or getattr(config, "lora_bias", False):
         notes.append("it changes biases, which vLLM refuses")
+    other = [k for k, t in tensors.items() if "lora_embedding" in k or ("lora_A" in k and t.dim() != 2)]
+    if other:
+        notes.append(
+            f"it changes embeddings or convolutions, such as {other[0].removeprefix(PREFIX).rpartition('.lora')[0]}, which vLLM refuses"
+        )
     return notes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,38 @@ def write_atomically(directory: Path, files: Mapping[str, bytes]) -> None:
         if staging.exists():
             shutil.rmtree(staging)
     _sync(directory.parent if fresh else directory)
+
+
+@contextmanager
+def built_atomically(directory: Path) -> Iterator[Path]:
+    """A directory to fill inside the block, which takes its place when the block ends well, and else is gone.
+
+    Raises:
+        AdapterFileError: there is something in that place already.
+    """
+    refuse_taken(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield staging
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as f:
+                    os.fsync(f.fileno())
+        staging.chmod(0o777 & ~_umask())
+        if directory.is_dir():
+            directory.rmdir()
+        staging.rename(directory)
+    finally:
+        if staging.exists():
+            shutil.rmtree(staging)
+    _sync(directory.parent)
+
+
+def refuse_taken(directory: Path) -> None:
+    """Raise AdapterFileError where a file, or a directory that is not empty, is in the way."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise AdapterFileError(f"{directory} is there already and not empty; give another name, or remove it first")
 
 
 def _umask() -> int:

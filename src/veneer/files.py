@@ -44,10 +44,17 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
         raise AdapterFileError(
             f"{directory} has no {WEIGHTS_NAME}; an adapter's directory holds it beside {CONFIG_NAME} (a .bin in its place is not read: a pickle can run code)"
         )
-    return _read(path)
+    return read_safetensors(path)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, on the CPU.
+
+    Raises:
+        AdapterFileError: no such file, or one that is damaged.
+    """
+    if not path.is_file():
+        raise AdapterFileError(f"there is no file {path}")
     try:
         return load_file(path)
     except SafetensorError as e:
@@ -173,7 +180,7 @@ def load(
     check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
     names = label_names(model, record(model).plans[name], tensors, directory, labels or record(model).labels.get(name), read=labels is None)
     known = states(model, name, always=True)
-    state = todays_states(model, _read(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
+    state = todays_states(model, read_safetensors(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
     if state:
         check_tensors(state, known, str(directory / STATE_NAME))
     for layer, n in dict(resized.values()).items():

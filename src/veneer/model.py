@@ -28,6 +28,7 @@ from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
     from .cards import Card
+    from .combining.options import Options
     from .converting import Conversion
     from .status import TunerLayerStatus, TunerModelStatus
 
@@ -238,12 +239,20 @@ class PeftModel(Holding, nn.Module):
         >>> model.peft_config["difference"].r
         3
         """
-        from .combining import Options, combined
+        from .combining.options import Options
+
+        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
+        self.add_combination(adapters, weights, adapter_name, options)
+
+    def add_combination(
+        self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str, options: Options, *, progress: bool = False
+    ) -> None:
+        """`add_weighted_adapter` with its options in one value, and a bar where that is asked for."""
+        from .combining.weighted import combined
 
         check_name(adapter_name, self.peft_config)
-        options = Options(combination_type, svd_rank, svd_clamp, svd_full_matrices, svd_driver, density, majority_sign_method)
         model = self.get_base_model()
-        config, tensors = combined(model, adapters, weights, options)
+        config, tensors = combined(model, adapters, weights, options, progress=progress)
         self._attach(adapter_name, config, fresh=False)
         try:
             labels = next((found for n, found in inject.record(model).labels.items() if n in adapters), {})
@@ -441,7 +450,7 @@ class PeftModel(Holding, nn.Module):
 
         Args:
             model: the base model that the adapter was trained on.
-            model_id: a directory, or a repository on the hub.
+            model_id: a directory, a repository on the hub, or one `.safetensors` file of LyCORIS's or kohya's scripts.
             is_trainable: go on training it; otherwise nothing requires grad.
             config: use this configuration instead of the file's.
             low_cpu_mem_usage: never draw values that the file replaces; always so.
@@ -451,17 +460,38 @@ class PeftModel(Holding, nn.Module):
         Raises:
             AdapterFileError: no adapter there, or one that does not fit the model; the model is as it was.
         """
-        directory = locate(model_id, **hub)
-        config = config or PeftConfig.read(directory)
+        from .foreign import is_foreign, read_foreign
         from .state_dicts import renamed
         from .translation import todays
 
-        config, tensors = todays(model, config, renamed(files.read_tensors(directory), key_mapping))
+        if is_foreign(model_id):
+            if config is not None:
+                raise ConfigError(f"config: {model_id} says by its tensors what it is; leave config out")
+            read, directory = read_foreign(model, model_id), Path(model_id)
+            config, tensors = read.config, read.tensors
+        else:
+            directory = locate(model_id, **hub)
+            config = config or PeftConfig.read(directory)
+            config, tensors = todays(model, config, renamed(files.read_tensors(directory), key_mapping))
+        return cls._holding(model, adapter_name, config, tensors, directory, is_trainable, autocast_adapter_dtype)
+
+    @classmethod
+    def _holding(
+        cls,
+        model: nn.Module,
+        name: str,
+        config: PeftConfig,
+        tensors: Mapping[str, Tensor],
+        origin: Path,
+        is_trainable: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> Self:
+        """A base model with an adapter of these tensors."""
         config.inference_mode = not is_trainable
         wanted = cls.OF_TASK.get(str(config.task_type), cls) if cls is PeftModel else cls
-        new = wanted(model, config, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
+        new = wanted(model, config, name, autocast_adapter_dtype=autocast_adapter_dtype, _fresh=False)
         try:
-            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
+            files.load(model, name, tensors, origin, shared=config.writes_shared)
         except BaseException:
             inject.detach(model)
             raise
@@ -479,7 +509,7 @@ class PeftModel(Holding, nn.Module):
         packed: bool = False,
         **hub: Any,
     ) -> None:
-        """Read an adapter from a directory or the hub, under a new name or over the adapter of that name.
+        """Read an adapter from a directory or the hub, under a new name or over the adapter of that name; or a LyCORIS or kohya file.
 
         Args:
             hotswap: replace the attached adapter's numbers in place, as `hotswap_adapter` does, so that a compiled model is not compiled again.
@@ -494,11 +524,19 @@ class PeftModel(Holding, nn.Module):
 
             hotswap_adapter(self, model_id, adapter_name, key_mapping=key_mapping, **hub)
             return
-        directory = locate(model_id, **hub)
-        model = self.get_base_model()
+        from .foreign import is_foreign
         from .state_dicts import renamed
         from .translation import todays
 
+        model = self.get_base_model()
+        if is_foreign(model_id):
+            from .lycoris import load_lycoris
+
+            load_lycoris(self, model_id, adapter_name, is_trainable=is_trainable, autocast_adapter_dtype=autocast_adapter_dtype)
+            if packed:
+                pack(model, adapter_name)
+            return
+        directory = locate(model_id, **hub)
         config, tensors = PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping)
         key = shelf_key(config, autocast_adapter_dtype) if packed else ""
         fresh = adapter_name not in self.peft_config
@@ -506,23 +544,34 @@ class PeftModel(Holding, nn.Module):
             self._list(adapter_name, config)
             return
         config, tensors = todays(model, config, tensors)
-        if not fresh:
-            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
-            if packed:
-                pack(model, adapter_name)
-            return
-        config.inference_mode = not is_trainable
-        self._attach(adapter_name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)
-        try:
-            files.load(model, adapter_name, tensors, directory, shared=config.writes_shared)
-        except BaseException:
-            self.delete_adapter(adapter_name)
-            raise
+        self._take_in(adapter_name, config, tensors, directory, is_trainable, autocast_adapter_dtype)
         if packed:
             pack(model, adapter_name)
             note_key(model, adapter_name, key)
+
+    def _take_in(
+        self,
+        name: str,
+        config: PeftConfig,
+        tensors: Mapping[str, Tensor],
+        origin: Path,
+        is_trainable: bool,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Attach an adapter with these tensors, inactive, or put them into the one that is attached."""
+        model = self.get_base_model()
+        if name in self.peft_config:
+            files.load(model, name, tensors, origin, shared=config.writes_shared)
+            return
+        config.inference_mode = not is_trainable
+        self._attach(name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)
+        try:
+            files.load(model, name, tensors, origin, shared=config.writes_shared)
+        except BaseException:
+            self.delete_adapter(name)
+            raise
         if is_trainable:
-            inject.record(model).trainable.add(adapter_name)
+            inject.record(model).trainable.add(name)
 
     def push_to_hub(
         self,

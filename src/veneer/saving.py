@@ -14,7 +14,12 @@ from .files import STATE_NAME, WEIGHTS_NAME, serialise
 
 
 def write_adapter(
-    target: Path, config: str, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], card: Card, labels: Mapping[str, bytes | None]
+    target: Path,
+    config: str,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    card: Card,
+    labels: Mapping[str, bytes | None] | None = None,
 ) -> None:
     """Write one adapter's directory; files already there are replaced whole or not at all.
 
@@ -23,7 +28,7 @@ def write_adapter(
         state: what a schedule has learnt; empty for none.
         labels: the file of label names (see `files.names_to_write`).
     """
-    content: dict[str, bytes | None] = {WEIGHTS_NAME: serialise(tensors), CONFIG_NAME: config.encode(), **labels}
+    content: dict[str, bytes | None] = {WEIGHTS_NAME: serialise(tensors), CONFIG_NAME: config.encode(), **(labels or {})}
     content[STATE_NAME] = serialise(state) if state else None
     for name, value in content.items():
         if value is None and (target / name).is_file():

@@ -19,14 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say how."""
-    from ..integrations.exporting import export
+    from ..integrations.exporting import rewrite
     from ..vision.models import source
     from ..vision.network import hub_reachable
     from ..vision.quiet import quieten
 
     quieten(args.verbose)
     model = None if args.model is None else source(args.model)
-    how = export(args.adapter, args.output, model, local_files_only=not hub_reachable())
+    how = rewrite(args.adapter, args.output, model, to="peft", local_files_only=not hub_reachable()).how
     said = {"as LoRA": "as one LoRA of each fused layer, with equal outputs", "as it is": "as it is, by today's module names"}[how]
     print(json.dumps({"output": args.output, "how": how}) if args.json else f"{args.output}: {said}")
     return 0

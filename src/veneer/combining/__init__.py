@@ -3,8 +3,3 @@
 What is combined is the change of each weight, W' = W + Σ wᵢ (W'ᵢ − W), and not the numbers of the adapters: products of sums of factors, (Σ Bᵢ)(Σ Aᵢ),
 would have terms Bᵢ Aⱼ that no adapter has learnt. Only the forms that are defined on the factors (`ties` and its like without `_svd`) work there.
 """
-
-from .options import TYPES, Options
-from .weighted import combined
-
-__all__ = ["TYPES", "Options", "combined"]

@@ -98,10 +98,22 @@ def _combined(model: nn.Module, note: Record, layer: str, terms: list[_Term], op
     if options.combination_type == "linear" and rank is not None and whole.rank > rank:
         whole = truncated(whole, rank)[0]
     elif options.combination_type == "linear" and len(parts) > 1:
-        lossless = whole.spectrum().rank
-        if 0 < lossless < whole.rank:
-            whole = truncated(whole, lossless)[0]
+        whole = _without_repetition(whole, parts)
     return _without_zeros(whole)
+
+
+def _without_repetition(whole: LowRank, parts: Sequence[Operator]) -> LowRank:
+    """The same map without directions that repeat or cancel; as it is where there are none.
+
+    Args:
+        parts: its terms, whose size says what is no more than rounding; what is left of a difference does not.
+    """
+    s = whole.spectrum().s
+    size = sqrt(max(float(S.squared_row_norms().double().sum()) for S in parts))
+    lossless = int((s > len(s) * torch.finfo(s.dtype).eps * size).sum())
+    if lossless == 0:
+        return LowRank(whole.B[:, :0], whole.A[:0])
+    return truncated(whole, lossless)[0] if lossless < whole.rank else whole
 
 
 def _best(S: Operator, rank: int | None, options: Options) -> LowRank:

@@ -110,6 +110,14 @@ class Operator:
         M = self.dense()
         return Dense(M - torch.eye(self.shape[0], dtype=M.dtype, device=M.device))
 
+    def factors(self) -> tuple[Operator, ...]:
+        """The maps that S is the product of, from left to right."""
+        return (self,)
+
+    def orthogonality_error(self) -> float:
+        """‖Sᵀ S − I‖ in the Frobenius norm, for a square S."""
+        return gram_error(self.dense())
+
     def for_tokens(self) -> Operator:
         """The same map by the tensors that meet the tokens: what is small is multiplied out here, once, and not in every product."""
         return self
@@ -212,6 +220,12 @@ class Operator:
 
     def __rmul__(self, s: float) -> Operator:
         return self.scaled(s)
+
+
+def gram_error(M: Tensor) -> float:
+    """‖Mᵀ M − I‖ of a matrix, or of the block diagonal matrix of several."""
+    wide = M.to(torch.promote_types(M.dtype, torch.float32))
+    return float((wide.mT @ wide - torch.eye(M.shape[-1], dtype=wide.dtype, device=M.device)).norm())
 
 
 def traced() -> bool:

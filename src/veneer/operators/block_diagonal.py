@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Cost, Operator, pieces
+from .base import Cost, Operator, gram_error, pieces
 
 WIDE = 32
 """Smaller blocks are put together to this size: a product with 8 × 8 blocks takes longer than with 32 × 32, four times the operations and all."""
@@ -74,6 +74,9 @@ class BlockDiagonal(Operator):
     def minus_identity(self) -> BlockDiagonal:
         return BlockDiagonal(self.blocks - torch.eye(self.blocks.shape[-1], dtype=self.blocks.dtype, device=self.blocks.device))
 
+    def orthogonality_error(self) -> float:
+        return gram_error(self.blocks)
+
     def drop_blocks(self, p: float) -> BlockDiagonal:
         """int(p n) blocks become the identity."""
         return BlockDiagonal(_with_identities(self.blocks, p))
@@ -135,6 +138,9 @@ class Butterfly(Operator):
 
     def minus_identity(self) -> BlockDiagonal:
         return self.collapsed().minus_identity()
+
+    def orthogonality_error(self) -> float:
+        return self.collapsed().orthogonality_error()
 
     def drop_blocks(self, p: float) -> Butterfly:
         """int(p n) blocks of one factor, drawn at random, become the identity."""

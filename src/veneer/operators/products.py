@@ -31,6 +31,9 @@ class Product(Operator):
     def apply(self, x: Tensor) -> Tensor:
         return self.S.apply(self.T.apply(x))
 
+    def factors(self) -> tuple[Operator, ...]:
+        return self.S.factors() + self.T.factors()
+
     def low_rank(self) -> LowRank | None:
         S, T = self.S.low_rank(), self.T.low_rank()
         if T is not None and (S is None or T.rank <= S.rank):
