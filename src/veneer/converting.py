@@ -17,7 +17,7 @@ from .cards import Card
 from .config import PREFIX, PeftConfig
 from .conversion import Factored, factors, lora_of, rest
 from .errors import ConfigError
-from .files import load
+from .files import load, names_to_write
 from .inject import activate, record
 from .listing import aligned, together
 from .saving import write_adapter
@@ -150,17 +150,17 @@ def convert(
     if save_directory is not None:
         total = sum(p.numel() for p in base.parameters())
         card = replace(Card.of(base, name, old, total=total), config=config, name="default", parameters=done.parameters, of_parts=False)
-        write_adapter(Path(save_directory), config.to_json(), done.tensors, {}, card)
+        write_adapter(Path(save_directory), config.to_json(), done.tensors, {}, card, names_to_write(base, name))
     if new_name is not None:
-        _attach(model, base, new_name, done)
+        _attach(model, base, new_name, done, note.labels.get(name, {}))
     return done
 
 
-def _attach(model: nn.Module, base: nn.Module, name: str, done: Conversion) -> None:
+def _attach(model: nn.Module, base: nn.Module, name: str, done: Conversion, labels: Mapping[int, str]) -> None:
     """Put the LoRA on the model as another adapter."""
     active = record(base).active
     put_on(base, done.config, name, fresh=False)
-    load(base, name, done.tensors, Path(name))
+    load(base, name, done.tensors, Path(name), labels=labels)
     record(base).trainable.add(name)
     activate(base, active)
     held = getattr(model, "peft_config", None)

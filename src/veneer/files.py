@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from .config import CONFIG_NAME, PREFIX
 from .errors import AdapterFileError
-from .inject import adapter_of, record, saved_modules
+from .inject import adapter_of, record
+from .labels import LABELS_NAME, checked, chosen, label_tensors, written
+from .labels import read as read_labels
+from .layers import SavedModule, set_outputs, takes_outputs
+from .planning import Plan
+from .shelving import keep_to_budget, unpack
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 STATE_NAME = "schedule.safetensors"
@@ -102,12 +107,14 @@ def entries(model: nn.Module, name: str, *, shared: bool = True) -> dict[str, Te
     note = record(model)
     plan = note.plans[name]
     for site in plan.sites:
-        found |= {f"{PREFIX}{site.path}.{site.key}{key}": t for key, t in adapter_of(model, site, name).file_tensors().items()}
+        found |= {site.file_key(key): t for key, t in adapter_of(model, site, name).file_tensors().items()}
     if shared and name in note.shared:
         found |= {f"base_model.{key}": t for key, t in note.shared[name].named_buffers()}
-    for path, module in saved_modules(model):
-        if name in module.veneer:
-            found |= {f"{PREFIX}{path}.{key}": t for key, t in module.veneer[name].state_dict(keep_vars=True).items()}
+    for path in plan.saved:
+        module = model.get_submodule(path)
+        own = module.copy_of(name) if isinstance(module, SavedModule) else None
+        if own is not None:
+            found |= {f"{PREFIX}{path}.{key}": t for key, t in own.state_dict(keep_vars=True).items()}
     wrapped = {s.path for s in plan.sites} | {s.module for s in plan.sites}
     for bias in plan.biases:
         found[PREFIX + through(wrapped, bias)] = model.get_parameter(bias)
@@ -144,26 +151,109 @@ def _base(model: nn.Module) -> Callable[[str], Tensor | None]:
 
 
 @torch.no_grad()
-def load(model: nn.Module, name: str, tensors: Mapping[str, Tensor], directory: Path, *, shared: bool = True) -> None:
+def load(
+    model: nn.Module,
+    name: str,
+    tensors: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    shared: bool = True,
+    labels: Mapping[int, str] | None = None,
+) -> None:
     """Copy an adapter's tensors into an attached adapter, after all of them were checked, and what a schedule left beside them.
 
     Args:
         directory: where they come from.
         shared: whether the file holds the constants that all layers share.
+        labels: the names of its head's labels; those in the directory if None.
 
     Raises:
         AdapterFileError: as `check_tensors`; nothing was copied.
     """
     from .translation import fitted, todays_states
 
+    unpack(model, [name])
     expected = entries(model, name, shared=shared)
     tensors = fitted(tensors, expected, _base(model))
-    check_tensors(tensors, expected, str(directory))
+    heads = _heads(model, name)
+    resized = _resized(heads, tensors, expected)
+    check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
+    names = label_names(model, record(model).plans[name], tensors, directory, labels or record(model).labels.get(name), read=labels is None)
     known = states(model, name, always=True)
     state = todays_states(model, read_safetensors(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
     if state:
         check_tensors(state, known, str(directory / STATE_NAME))
+    for layer, n in dict(resized.values()).items():
+        set_outputs(layer, n)
+    expected = entries(model, name, shared=shared) if resized else expected
     for key, target in expected.items():
         target.copy_(tensors[key])
     for key, value in state.items():
         known[key].copy_(value)
+    if names is not None:
+        record(model).naming.give(model, name, names)
+    keep_to_budget(model)
+
+
+def label_names(
+    model: nn.Module,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    directory: Path,
+    before: Mapping[int, str] | None = None,
+    *,
+    read: bool = True,
+) -> Mapping[int, str] | None:
+    """The label names of the head in an adapter's directory; None where it has no head that tells labels apart.
+
+    Args:
+        before: those of the adapter that it comes from or replaces, which stay where the directory has none.
+        read: whether the directory may have names.
+
+    Raises:
+        AdapterFileError: as many names as the head has outputs were expected.
+    """
+    base = record(model).naming.of_base(model)
+    found = label_tensors(model, plan.saved, base)
+    if base is None or not found:
+        return None
+    outputs = tensors[PREFIX + found[-1]].shape[0]
+    own = checked(read_labels(directory) if read else None, outputs, directory)
+    return before if own is None and before is not None and len(before) == outputs else chosen(base, outputs, own)
+
+
+def _heads(model: nn.Module, name: str) -> dict[nn.Module, list[str]]:
+    """The layers of an adapter's own head that have one output for each label → the keys of their tensors, in the head's order."""
+    note = record(model)
+    found: dict[nn.Module, list[str]] = {}
+    for parameter in label_tensors(model, note.plans[name].saved, note.naming.of_base(model)):
+        path = next(p for p in note.plans[name].saved if parameter.startswith(p + "."))
+        module = model.get_submodule(path)
+        assert isinstance(module, SavedModule)
+        own = module.copy_of(name)
+        assert own is not None
+        found.setdefault(own.get_submodule(parameter.removeprefix(path + ".").rpartition(".")[0]), []).append(PREFIX + parameter)
+    return found
+
+
+def _resized(
+    heads: Mapping[nn.Module, list[str]], tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> dict[str, tuple[nn.Module, int]]:
+    """The keys of the layers in an adapter's head that have another number of labels in its file → the layer and that number."""
+    found: dict[str, tuple[nn.Module, int]] = {}
+    for layer, keys in heads.items():
+        if not takes_outputs(layer) or any(k not in tensors or tensors[k].shape[1:] != expected[k].shape[1:] for k in keys):
+            continue
+        counts = {tensors[k].shape[0] for k in keys}
+        if len(counts) == 1 and counts != {expected[keys[0]].shape[0]}:
+            found |= {k: (layer, next(iter(counts))) for k in keys}
+    return found
+
+
+def names_to_write(model: nn.Module, name: str) -> dict[str, bytes | None]:
+    """The file of an adapter's label names; None where there must be none."""
+    note = record(model)
+    note.naming.note(model)
+    if name not in note.labels:
+        return {}
+    return {LABELS_NAME: None} | written(note.labels[name])

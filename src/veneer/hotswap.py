@@ -21,13 +21,15 @@ from . import files, inject
 from .config import PREFIX, PeftConfig
 from .disk import locate
 from .errors import ConfigError, StateError, TargetError, VeneerWarning
-from .inject import adapter_of, record, saved_modules
+from .inject import record, saved_modules
 from .layers import AdaptedModule, Adapter, Frozen
 from .layers.swap import unadapted
 from .methods.base import Parameter
 from .methods.transfer import values_for
 from .operators import Adapted
 from .planning import Plan, Site, plan
+from .records import attached_at
+from .shelving import unpack
 from .state_dicts import base_of, renamed
 from .translation import fitted, todays
 
@@ -69,6 +71,7 @@ def hotswap_adapter(
     inject.check_names(base, [adapter_name])
     key_mapping = kwargs.pop("key_mapping", None)
     directory = locate(model_name_or_path, **kwargs)
+    unpack(base, [adapter_name])
     tensors = {k: t.to(torch_device or "cpu") for k, t in files.read_tensors(directory).items()}
     swap_in(base, adapter_name, PeftConfig.read(directory), renamed(tensors, key_mapping), str(directory))
 
@@ -109,7 +112,7 @@ def prepare_model_for_compiled_hotswap(
     if target_rank is None:
         return
     others = [config] if isinstance(config, PeftConfig) else list((config or {}).values())
-    configs = {name: own.with_rank(target_rank) for name, own in note.configs.items()}
+    configs = {name: own.with_rank(target_rank) for name, own in note.configs.items() if name not in note.shelf}
     grown = [(c, c.with_rank(target_rank)) for c in others if all(c is not own for own in note.configs.values())]
     ready = {name: _refitted(base, name, new) for name, new in configs.items()}
     for name, (new_plan, adapters) in ready.items():
@@ -145,7 +148,7 @@ def swap_in(model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[st
         if getattr(module, "veneer_merged", None):
             raise StateError(f"{site.weight} is merged, so its numbers are in the weight; call unmerge_adapter() first")
         other = sites.get((site.module, site.kind.slot))
-        adapter = adapter_of(model, site, name)
+        adapter = attached_at(model, site, name)
         if other is None:
             writes += _at_rest(adapter, site, module, origin)
             continue
@@ -198,7 +201,7 @@ def _refitted(model: nn.Module, name: str, config: PeftConfig) -> tuple[Plan, li
     sites = {(s.module, s.kind.slot): s for s in new.sites}
     found = []
     for site in note.plans[name].sites:
-        to, old = sites[site.module, site.kind.slot], adapter_of(model, site, name)
+        to, old = sites[site.module, site.kind.slot], attached_at(model, site, name)
         try:
             values = values_for(to.method, site.method, site.form, old.by_name(), f"{name}: {site.weight}")
         except StateError as e:

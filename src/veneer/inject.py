@@ -6,97 +6,42 @@ trained biases) is kept in one record on the model, so that `detach` gives back 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .config import PeftConfig
-from .engine import Batches, sources
-from .errors import StateError, suggest
-from .layers import AdaptedModule, Adapter, Frozen, SavedModule, Shared, Swapped, adapt, restore, save_module
+from .engine import sources
+from .labels import label_tensors
+from .layers import AdaptedModule, Adapter, Frozen, Shared, adapt, restore, save_module
 from .layers.fused import hold_open, release
 from .layers.storages import hold_packing, release_packing
 from .layers.switches import enable_adapters, turn
 from .layers.views import lend_tensors
-from .methods.base import Schedule
 from .operators import Adapted
-from .planning import Plan, Site
+from .planning import Plan
+from .records import RECORD, Record, adapted_modules, adapter_of, check_names, holders, holders_of, record, saved_modules
+from .shelving import bring, lay_down
 
-RECORD = "_veneer_record"
-
-
-@dataclass
-class Record:
-    """What is attached to a model, and how the model was before."""
-
-    required_grad: dict[str, bool]
-    plans: dict[str, Plan] = field(default_factory=dict)
-    active: tuple[str, ...] = ()
-    trainable: set[str] = field(default_factory=set)
-    first_biases: dict[str, Tensor] = field(default_factory=dict)
-    fused: dict[str, int] = field(default_factory=dict)
-    packing: dict[str, Any] = field(default_factory=dict)
-    shared: dict[str, Shared] = field(default_factory=dict)
-    schedules: dict[str, tuple[PeftConfig, Schedule]] = field(default_factory=dict)
-    hooks: list[Any] = field(default_factory=list)
-    configs: dict[str, PeftConfig] = field(default_factory=dict)
-    labels: dict[str, dict[int, str]] = field(default_factory=dict)
-    """The names of the classes that an adapter's own head tells apart, where they are not the model's."""
-    batches: Batches = field(default_factory=Batches)
-    """Which adapter each sample of the running forward goes through."""
-
-    def check(self, names: Sequence[str]) -> None:
-        """Raise StateError for a name that is not attached."""
-        for name in names:
-            if name not in self.plans:
-                raise StateError(
-                    f"no adapter is called {name!r}; attached are {', '.join(self.plans) or 'none'}.{suggest(name, self.plans)}"
-                )
-
-    def forget(self, name: str) -> None:
-        """Note that an adapter is no longer attached."""
-        for kept in (self.plans, self.shared, self.schedules, self.configs, self.labels):
-            kept.pop(name, None)
-        self.trainable.discard(name)
-        self.active = tuple(n for n in self.active if n != name)
-
-
-def record(model: nn.Module) -> Record:
-    """The record of a model with adapters.
-
-    Raises:
-        StateError: no adapter is attached.
-    """
-    if RECORD not in model.__dict__:
-        raise StateError(f"this {type(model).__name__} has no adapter attached; use get_peft_model or PeftModel.from_pretrained")
-    return model.__dict__[RECORD]
-
-
-def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
-    """Every module with adapted weights, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, AdaptedModule))
-
-
-def adapter_of(model: nn.Module, site: Site, name: str) -> Adapter:
-    """The adapter that sits at a site under a name."""
-    module = model.get_submodule(site.module)
-    assert isinstance(module, AdaptedModule)
-    found = module.veneer[name]._modules[site.kind.slot]
-    assert isinstance(found, Adapter)
-    return found
-
-
-def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
-    """Every module with whole copies, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, SavedModule))
-
-
-def holders(model: nn.Module) -> Iterator[Swapped]:
-    """Every module that holds adapters, of either sort."""
-    return (m for m in model.modules() if isinstance(m, Swapped))
+__all__ = [
+    "RECORD",
+    "Record",
+    "activate",
+    "adapted_modules",
+    "adapter_of",
+    "attach",
+    "check_names",
+    "detach",
+    "disable",
+    "enable",
+    "enlist",
+    "holders",
+    "record",
+    "remove",
+    "saved_modules",
+    "unreached",
+]
 
 
 def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh: bool = True, autocast_adapter_dtype: bool = True) -> None:
@@ -139,21 +84,20 @@ def attach(model: nn.Module, plan: Plan, config: PeftConfig, name: str, *, fresh
     note.first_biases |= {b: model.get_parameter(b).detach().clone() for b in plan.biases}
     note.fused |= hold_open(model)
     note.packing |= hold_packing(model)
+    enlist(model, plan, config, name)
+
+
+def enlist(model: nn.Module, plan: Plan, config: PeftConfig, name: str) -> None:
+    """Note that an adapter is there."""
+    note = record(model)
     note.plans[name], note.configs[name] = plan, config
+    note.shelf.touch(name)
+    base = note.naming.of_base(model)
+    if base is not None and label_tensors(model, plan.saved, base):
+        note.naming.give(model, name, base.names)
     schedule = config.schedule()
     if schedule is not None:
         note.schedules[name] = (config, schedule)
-
-
-def check_names(model: nn.Module, names: Sequence[str]) -> Record:
-    """The model's record, in which all of these adapters are.
-
-    Raises:
-        StateError: a name that is not attached.
-    """
-    note = record(model)
-    note.check(names)
-    return note
 
 
 def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None = None) -> None:
@@ -163,24 +107,42 @@ def activate(model: nn.Module, names: Sequence[str], *, trainable: bool | None =
         trainable: whether they train; None keeps what each was.
 
     Raises:
-        StateError: a name that is not attached; nothing is changed.
+        StateError: a name that is not attached, or more of them than the budget allows to be; nothing is changed.
+        AdapterFileError: a name that waits on disk, where it was changed; nothing is changed.
     """
     note = check_names(model, names)
+    leaving = bring(model, names)
     if trainable is not None:
         note.trainable = (note.trainable | set(names)) if trainable else (note.trainable - set(names))
-    note.active = tuple(names)
-    for holder in holders(model):
-        turn(holder, note.active, note.trainable)
+    _switch(model, names)
+    lay_down(model, leaving)
+
+
+def _switch(model: nn.Module, names: Sequence[str]) -> None:
+    """Make exactly these adapters, which are attached, active."""
+    note = record(model)
+    changed = note.turned | set(names)
+    note.active, note.turned = tuple(names), set(names)
+    for holder in holders_of(model, changed):
+        turn(holder, note.active, note.trainable, changed)
     training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)
+    _show_labels(model)
+
+
+def _show_labels(model: nn.Module) -> None:
+    """Let the configuration say the labels of the head that runs: of several active adapters, the last one's that has a head."""
+    note = record(model)
+    note.naming.show(model, next((n for n in reversed(note.active) if n in note.naming.said), None))
 
 
 def disable(model: nn.Module) -> dict[str, Tensor]:
     """Let the model run as its base; returns the trained biases for `enable`."""
     note = record(model)
-    for holder in holders(model):
+    for holder in holders_of(model, note.turned):
         enable_adapters(holder, False)
+    note.naming.show(model, None)
     trained = {b: model.get_parameter(b).detach().clone() for b in note.first_biases}
     _set_biases(model, note.first_biases)
     return trained
@@ -189,19 +151,21 @@ def disable(model: nn.Module) -> dict[str, Tensor]:
 def enable(model: nn.Module, trained: dict[str, Tensor]) -> None:
     """Undo `disable`."""
     _set_biases(model, trained)
-    for holder in holders(model):
+    for holder in holders_of(model, record(model).turned):
         enable_adapters(holder, True)
+    _show_labels(model)
 
 
 def remove(model: nn.Module, name: str) -> None:
     """Take one adapter off the model."""
     note = record(model)
-    activate(model, [n for n in note.active if n != name])
+    if name in note.active:
+        _switch(model, [n for n in note.active if n != name])
     plan = note.plans[name]
-    note.forget(name)
-    for holder in holders(model):
+    for holder in () if name in note.shelf else holders_of(model, [name]):
         if name in holder.veneer:
             del holder.veneer[name]
+    note.forget(name)
     _set_biases(model, {b: note.first_biases[b] for b in plan.biases})
     for bias in plan.biases:
         del note.first_biases[bias]
@@ -211,6 +175,7 @@ def detach(model: nn.Module) -> nn.Module:
     """Take every adapter off and give back the untouched model."""
     note = record(model)
     _set_biases(model, note.first_biases)
+    note.naming.show(model, None)
     for holder in list(holders(model)):
         restore(holder)
     release(model, note.fused)

@@ -16,6 +16,8 @@ from tqdm.auto import tqdm
 
 from .errors import ConfigError, StateError
 from .inject import activate, adapted_modules, detach, record, saved_modules
+from .labels import Labels
+from .layers import set_outputs
 from .layers.merged import MergedWeight, merge_again, needs_check, put_back, refuse_lost_shift, refuse_not_finite, write_merged
 from .listing import aligned
 
@@ -136,10 +138,14 @@ def merge_and_unload(
         if saved.veneer_active:
             _copy_values(saved, saved.veneer[saved.veneer_active[-1]])
     record(model).first_biases.clear()
+    record(model).naming = Labels()  # those of the head that is now the model's own stay
     return detach(model)
 
 
 def _copy_values(module: nn.Module, source: nn.Module) -> None:
+    for name, trained in source.named_parameters():
+        if trained.shape != module.get_parameter(name).shape:
+            set_outputs(module.get_submodule(name.rpartition(".")[0]), trained.shape[0])
     target = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, value in [*source.named_parameters(), *source.named_buffers()]:
         target[name].copy_(value)

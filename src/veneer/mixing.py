@@ -92,6 +92,7 @@ def assignment(model: nn.Module, names: Sequence[str], args: Sequence[Any], kwar
         raise ConfigError(f"adapter_names: one name for each sample, in a list, got {names!r}")
     note, names = record(model), list(names)
     note.check([n for n in dict.fromkeys(names) if n != BASE])
+    note.shelf.check_fits(names)
     inputs = [*every_tensor([*args, dict(kwargs)])]
     first = next((t for t in inputs if t.dim()), None)
     if first is None:
@@ -122,7 +123,9 @@ def by_sample(out: Any, batch: Assignment, note: Record, model: nn.Module) -> An
     Raises:
         StateError: the model went on computing with it.
     """
-    own = getattr(getattr(model, "config", None), "id2label", None)
+    note.naming.note(model)
+    base = note.naming.of_base(model)
+    own = None if base is None else base.names
     for y, along, widths in batch.padded:
         found = next((t for t in every_tensor(out) if t is y), None)
         if found is None:

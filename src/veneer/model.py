@@ -20,8 +20,10 @@ from . import files, inject, merging, mixing
 from .adapting import check_name, put_on
 from .config import PeftConfig
 from .disk import locate
-from .errors import ConfigError, StateError, VeneerWarning
+from .errors import ConfigError, StateError, VeneerError, VeneerWarning, suggest
+from .holding import Holding, note_key, shelf_key, shelve
 from .layers.storages import number_of
+from .shelving import keep_to_budget, pack
 from .wrapping import AdaptedModel, with_signature
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from .status import TunerLayerStatus, TunerModelStatus
 
 
-class PeftModel(nn.Module):
+class PeftModel(Holding, nn.Module):
     """A frozen model with adapters.
 
     Args:
@@ -84,6 +86,9 @@ class PeftModel(nn.Module):
 
     def _attach(self, name: str, config: PeftConfig, *, fresh: bool, autocast_adapter_dtype: bool = True) -> None:
         put_on(self.get_base_model(), config, name, fresh=fresh, autocast_adapter_dtype=autocast_adapter_dtype)
+        self._list(name, config)
+
+    def _list(self, name: str, config: PeftConfig) -> None:
         if config.task_type is None and config.auto_mapping is None:
             base = type(self.get_base_model())
             config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
@@ -184,6 +189,11 @@ class PeftModel(nn.Module):
         """Attach another adapter, inactive until `set_adapter`."""
         self._attach(adapter_name, peft_config, fresh=True)
         inject.record(self.get_base_model()).trainable.add(adapter_name)
+        try:
+            keep_to_budget(self.get_base_model())
+        except VeneerError:
+            self.delete_adapter(adapter_name)
+            raise
 
     def add_weighted_adapter(
         self,
@@ -245,7 +255,9 @@ class PeftModel(nn.Module):
         config, tensors = combined(model, adapters, weights, options, progress=progress)
         self._attach(adapter_name, config, fresh=False)
         try:
-            files.load(model, adapter_name, tensors, Path(f"the combination {adapter_name}"), shared=config.writes_shared)
+            labels = next((found for n, found in inject.record(model).labels.items() if n in adapters), {})
+            origin = Path(f"the combination {adapter_name}")
+            files.load(model, adapter_name, tensors, origin, shared=config.writes_shared, labels=labels)
         except BaseException:
             self.delete_adapter(adapter_name)
             raise
@@ -358,10 +370,13 @@ class PeftModel(nn.Module):
         names = list(selected_adapters) if selected_adapters is not None else list(self.peft_config)
         for name in names:
             if name not in self.peft_config:
-                raise StateError(f"no adapter is called {name!r}; attached are {', '.join(self.peft_config)}")
+                raise StateError(
+                    f"no adapter is called {name!r}; attached are {', '.join(self.peft_config)}.{suggest(name, self.peft_config)}"
+                )
         if is_main_process:
             for name in names:
                 self._save_one(Path(save_directory), name, state_dict)
+            inject.record(self.get_base_model()).shelf.settle()
 
     def _save_one(self, directory: Path, name: str, state_dict: Mapping[str, Tensor] | None) -> None:
         from .cards import place
@@ -374,7 +389,8 @@ class PeftModel(nn.Module):
 
             tensors = gathered(tensors, self, state_dict)
         text = config.to_json(of_parts=any(s.is_part for s in inject.record(self.get_base_model()).plans[name].sites))
-        write_adapter(place(directory, name), text, tensors, files.states(self.get_base_model(), name), self._card(name))
+        state = files.states(self.get_base_model(), name)
+        write_adapter(place(directory, name), text, tensors, state, self._card(name), files.names_to_write(self.get_base_model(), name))
 
     def save_as_lora(
         self,
@@ -490,13 +506,15 @@ class PeftModel(nn.Module):
         low_cpu_mem_usage: bool = True,
         key_mapping: Mapping[str, str] | None = None,
         hotswap: bool = False,
+        packed: bool = False,
         **hub: Any,
     ) -> None:
-        """Read an adapter from a directory or the hub, under a new name or over the attached adapter of that name; or a LyCORIS or kohya file.
+        """Read an adapter from a directory or the hub, under a new name or over the adapter of that name; or a LyCORIS or kohya file.
 
         Args:
             hotswap: replace the attached adapter's numbers in place, as `hotswap_adapter` does, so that a compiled model is not compiled again.
             model_id, is_trainable, autocast_adapter_dtype, low_cpu_mem_usage, key_mapping, hub: as for `from_pretrained`.
+            packed: leave it packed until `set_adapter` (see `hold`); a thousand adapters are loaded quickly so.
 
         Raises:
             AdapterFileError: no adapter there, or one that does not fit; the model is as it was.
@@ -510,14 +528,26 @@ class PeftModel(nn.Module):
         from .state_dicts import renamed
         from .translation import todays
 
+        model = self.get_base_model()
         if is_foreign(model_id):
             from .lycoris import load_lycoris
 
             load_lycoris(self, model_id, adapter_name, is_trainable=is_trainable, autocast_adapter_dtype=autocast_adapter_dtype)
+            if packed:
+                pack(model, adapter_name)
             return
         directory = locate(model_id, **hub)
-        config, tensors = todays(self.get_base_model(), PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping))
+        config, tensors = PeftConfig.read(directory), renamed(files.read_tensors(directory), key_mapping)
+        key = shelf_key(config, autocast_adapter_dtype) if packed else ""
+        fresh = adapter_name not in self.peft_config
+        if packed and fresh and shelve(model, adapter_name, config, tensors, directory, key, is_trainable=is_trainable):
+            self._list(adapter_name, config)
+            return
+        config, tensors = todays(model, config, tensors)
         self._take_in(adapter_name, config, tensors, directory, is_trainable, autocast_adapter_dtype)
+        if packed:
+            pack(model, adapter_name)
+            note_key(model, adapter_name, key)
 
     def _take_in(
         self,
@@ -542,8 +572,6 @@ class PeftModel(nn.Module):
             raise
         if is_trainable:
             inject.record(model).trainable.add(name)
-        if name in self.active_adapters:
-            inject.activate(model, self.active_adapters)
 
     def push_to_hub(
         self,

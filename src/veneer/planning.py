@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from .config import HEADS_OF_TASK, PeftConfig, TaskType, matches
+from .config import HEADS_OF_TASK, PREFIX, PeftConfig, TaskType, matches
 from .errors import TargetError, suggest
 from .form import Form
 from .heads import new_heads
@@ -59,6 +60,10 @@ class Site:
         """Whether it is some rows of a fused weight."""
         return self.kind.whole is not self.kind
 
+    def file_key(self, key: str) -> str:
+        """The name in the file of the tensor that the method calls `key`."""
+        return f"{PREFIX}{self.path}.{self.key}{key}"
+
     @property
     def weight(self) -> str:
         """What a table calls it: the path, and the weight's name where the layer has several."""
@@ -88,6 +93,11 @@ class Plan:
     def trainable(self) -> int:
         """The number of trainable parameters, biases not counted."""
         return sum(s.parameters for s in self.sites) + sum(self.saved.values())
+
+    @cached_property
+    def holders(self) -> list[str]:
+        """Paths of the modules that hold something of the adapter."""
+        return [*dict.fromkeys(s.module for s in self.sites), *self.saved]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that the table says, as plain values."""

@@ -19,6 +19,7 @@ from .config import PREFIX
 from .disk import locate
 from .errors import AdapterFileError, ConfigError
 from .layers.swap import ADAPTERS
+from .shelving import keep_to_budget, unpack
 
 
 class LoadResult(NamedTuple):
@@ -97,6 +98,7 @@ def set_peft_model_state_dict(
     """
     base = base_of(model)
     inject.check_names(base, [adapter_name])
+    unpack(base, [adapter_name])
     expected = files.entries(base, adapter_name, shared=inject.record(base).configs[adapter_name].writes_shared)
     given = {_file_key(key, adapter_name, expected): t for key, t in peft_model_state_dict.items()}
     fitting = {k: t for k, t in given.items() if k in expected}
@@ -110,6 +112,7 @@ def set_peft_model_state_dict(
             target.data = value.detach()
         else:
             target.copy_(value)
+    keep_to_budget(base)
     missing = [_named(k, adapter_name, base is not model) for k in expected if k not in given]
     return LoadResult(missing, [k for k in given if k not in expected], mismatched if ignore_mismatched_sizes else [])
 

@@ -27,9 +27,9 @@ class TunerLayerStatus:
         module_type: the method and the module's class.
         enabled: whether its active adapters run.
         active_adapters, merged_adapters: names.
-        requires_grad: whether an adapter's parameters do, by name; "irregular" where some do.
-        available_adapters: names, sorted.
-        devices: of the parameters, by adapter name.
+        requires_grad: whether an attached adapter's parameters do, by name; "irregular" where some do.
+        available_adapters: names, sorted, those of packed adapters too.
+        devices: of the parameters, by attached adapter's name.
         quantization_backend: how the frozen weight is packed; None for plain numbers.
     """
 
@@ -96,8 +96,9 @@ def get_layer_status(model: nn.Module) -> list[TunerLayerStatus]:
 def _of_module(name: str, module: Swapped) -> TunerLayerStatus:
     own = own_class(module).__name__
     note, kind, merged, storage = module.veneer_record, own, [], None
+    names = [*module.veneer, *note.shelf.at(module.veneer_path)]
     if isinstance(module, AdaptedModule):
-        methods = list(dict.fromkeys(note.configs[n].peft_type.lower() for n in module.veneer))
+        methods = list(dict.fromkeys(note.configs[n].peft_type.lower() for n in names))
         kind = f"{'+'.join(methods)}.{own}"
         merged = list(module.veneer_merged_names)
         packing = next(iter(module.veneer_kinds.values())).storage(module).name
@@ -110,7 +111,7 @@ def _of_module(name: str, module: Swapped) -> TunerLayerStatus:
         active_adapters=held_adapters(module),
         merged_adapters=merged,
         requires_grad={n: _common([p.requires_grad for p in ps], default=False) for n, ps in parts.items()},
-        available_adapters=sorted(parts),
+        available_adapters=sorted(names),
         devices={n: sorted({p.device.type for p in ps}) for n, ps in parts.items()},
         quantization_backend=storage,
     )

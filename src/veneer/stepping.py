@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .config import PeftConfig
-from .inject import RECORD, adapter_of, record
+from .inject import RECORD, record
 from .layers import Adapter
 from .methods.base import Schedule
+from .records import attached_at
 
 _models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _installed: list[Any] = []
@@ -67,7 +68,7 @@ def trained_by(optimizer: Optimizer) -> Iterator[tuple[PeftConfig, Schedule, lis
             if name not in note.schedules or name not in note.trainable:
                 continue
             own = {id(p) for g in optimizer.param_groups for p in g["params"]} if own is None else own
-            layers = [adapter_of(model, site, name) for site in note.plans[name].sites]
+            layers = [attached_at(model, site, name) for site in note.plans[name].sites]
             if any(id(p) in own for layer in layers for p in layer.parameters()):
                 config, schedule = note.schedules[name]
                 yield config, schedule, layers

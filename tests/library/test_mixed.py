@@ -131,7 +131,8 @@ def heads(base, name, widths, targets):
 
 def test_heads_of_different_widths_give_each_sample_its_own_logits():
     model = heads(bert(num_labels=3), "classifier", {"a": 2, "b": 5}, ["query", "value"])
-    record(model.get_base_model()).labels["b"] = dict(enumerate("vwxyz"))
+    base = model.get_base_model()
+    record(base).naming.give(base, "b", dict(enumerate("vwxyz")))
     ids = torch.randint(1, 30, (5, 7))
     names = ["b", "a", "__base__", "a", "b"]
     out = model(input_ids=ids, adapter_names=names)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import PREFIX, PeftConfig
 from ..errors import StateError
 from ..form import Form
-from ..layers.adapted import Values
+from ..layers.adapter import Values
 from ..methods.base import Method
 from ..operators import Adapted, Dense, Operator
 

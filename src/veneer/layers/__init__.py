@@ -1,11 +1,12 @@
 """Layer kinds and storages: how an (out × in) map acts in a layer of a given class, and how its weight lies in memory."""
 
-from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Frozen, Shared, adapt, restore
+from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Frozen, adapt, restore
+from .adapter import Adapter, Share, Shared
 from .base import LayerKind
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
 from .per_sample import every_tensor, sequence_first
-from .saved import SavedModule, save_module
+from .saved import SavedModule, save_module, set_outputs, takes_outputs
 from .swap import Swapped
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Layout",
     "Place",
     "SavedModule",
+    "Share",
     "Shared",
     "Swapped",
     "adapt",
@@ -30,5 +32,7 @@ __all__ = [
     "restore",
     "save_module",
     "sequence_first",
+    "set_outputs",
+    "takes_outputs",
     "why_not",
 ]

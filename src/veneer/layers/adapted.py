@@ -21,99 +21,15 @@ from ..form import Form
 from ..operators import Adapted, ByRows, Dense, Operator
 from . import merged as weights
 from . import views
+from .adapter import Share
 from .base import LayerKind
 from .lent import Lent, lent_method
 from .mixed import by_adapter, check_reader, mixed_layer, running, stacked
 from .parts import PartKind
-from .swap import ADAPTERS, Swapped, swap, swap_back
+from .swap import Swapped, swap, swap_back
 
 if TYPE_CHECKING:
-    from ..methods.base import Method, Noise
-
-
-class Values:
-    """The tensors of one equation, as attributes."""
-
-
-class Shared(nn.Module):
-    """Constants that all layers of one adapter share; one module object, so that moving the model moves them once."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        for name, value in tensors.items():
-            self.register_buffer(name, value, persistent=False)
-
-
-class Adapter(nn.Module):
-    """One adapter of one weight: a method, and the tensors that its equation reads; it does not require grad yet.
-
-    Args:
-        drawn: give the tensors of the file their first values, which are 0 otherwise, until a file is read.
-    """
-
-    place: tuple[str, str, str]
-    """The path that the file knows, that of the module that holds the weight, and what the file puts between the first and a tensor's name."""
-
-    def __init__(self, method: Method, form: Form, like: Tensor, dtype: torch.dtype, shared: Shared | None, *, drawn: bool = True) -> None:
-        super().__init__()
-        self.method, self.form, self.weight = method, form, 1.0
-        self._unweighted = method
-        self.place = ("", "", "")
-        self.shared = shared
-        self.specs = method.all_parameters(form)
-        for spec in self.specs:
-            number = dtype if spec.dtype is None else getattr(torch, spec.dtype)
-            value = torch.zeros(spec.stored or spec.shape, dtype=number, device=like.device)
-            if drawn or not spec.key:
-                with torch.no_grad():
-                    spec.init(value)
-            if spec.trainable:
-                self.register_parameter(spec.name, nn.Parameter(value, requires_grad=False))
-            else:
-                self.register_buffer(spec.name, value, persistent=spec.state)
-
-    def values(self) -> Any:
-        """The tensors of the moment in the shapes that the equation reads."""
-        p = Values()
-        for spec in self.specs:
-            setattr(p, spec.name, spec.view(getattr(self, spec.name)))
-        if self.shared is not None:
-            for name, value in self.shared.named_buffers():
-                setattr(p, name, value)
-        return p
-
-    def equation(self, W: Adapted) -> Adapted:
-        """W' from W with this adapter's tensors."""
-        return self.method.equation(W, self.values())
-
-    def named(self, adapter: str, tensor: str) -> dict[str, str]:
-        """The names of its tensors in the file → those in the model, both from the model's root, for an adapter of one weight of the module at `place`."""
-        path, module, key = self.place
-        return {f"{path}.{key}{s.key}": f"{module}.{ADAPTERS}.{adapter}.{tensor}.{s.name}" for s in self.specs if s.key}
-
-    @property
-    def first_scale(self) -> float | None:
-        """The method's scale before it was weighted."""
-        return self._unweighted.scale
-
-    def weigh(self, weight: float) -> None:
-        """Multiply the method's scale, as it was at first, with `weight`."""
-        self.method, self.weight = self._unweighted.weighted(weight), weight
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """The tensors by their name in the adapter file."""
-        return {s.key: getattr(self, s.name) for s in self.specs if s.key}
-
-    def by_name(self) -> dict[str, Tensor]:
-        """The same tensors by their name in the equation."""
-        return {s.name: getattr(self, s.name) for s in self.specs if s.key}
-
-    def state(self) -> dict[str, Tensor]:
-        """What training has changed besides the parameters, by name."""
-        return {s.name: getattr(self, s.name) for s in self.specs if s.state}
-
-    def extra_repr(self) -> str:
-        return repr(self.method)
+    from ..methods.base import Noise
 
 
 class Frozen:
@@ -175,17 +91,20 @@ class AdaptedModule(Swapped):
     merged = Lent(lambda self: bool(self.veneer_merged))
     merged_adapters = Lent(lambda self: list(self.veneer_merged_names))
 
-    def adapters(self, tensor: str) -> Iterator[Adapter]:
+    def adapters(self, tensor: str) -> Iterator[Share]:
         """The active adapters of one weight, and of its parts."""
         for name in running(self):
             for _, adapter in self._adapters_of(name, tensor):
                 yield adapter
 
-    def at(self, name: str) -> Mapping[str, Adapter]:
-        """One adapter's share of this module, by slot; empty where it has none."""
-        return self.veneer[name]._modules if name in self.veneer else {}  # type: ignore[return-value]  # Adapters
+    def at(self, name: str) -> Mapping[str, Share]:
+        """One adapter's share of this module, by slot, whether it is attached or packed; empty where it has none."""
+        if name in self.veneer:
+            return self.veneer[name]._modules  # type: ignore[return-value]  # Adapters
+        packed = None if self.veneer_record is None else self.veneer_record.shelf.fetch(name)
+        return {} if packed is None else packed.at(self)
 
-    def _adapters_of(self, name: str, tensor: str) -> Iterator[tuple[LayerKind, Adapter]]:
+    def _adapters_of(self, name: str, tensor: str) -> Iterator[tuple[LayerKind, Share]]:
         found = self.at(name)
         for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:
             if kind.tensor == tensor and slot in found:
@@ -195,7 +114,7 @@ class AdaptedModule(Swapped):
         """One adapter's equation of one weight; None where it has none."""
         return self.equation_of_all([self.at(name)], tensor)
 
-    def equation_of_all(self, alike: Sequence[Mapping[str, Adapter]], tensor: str) -> Adapted | ByRows | None:
+    def equation_of_all(self, alike: Sequence[Mapping[str, Share]], tensor: str) -> Adapted | ByRows | None:
         """The equation of one weight of several adapters that are alike, as one stack, from what `at` says of each."""
         parts = []
         for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:

@@ -19,7 +19,8 @@ from . import switches
 from .per_sample import Arguments, outputs_together
 
 if TYPE_CHECKING:
-    from .adapted import AdaptedModule, Adapter
+    from .adapted import AdaptedModule
+    from .adapter import Share
     from .swap import Swapped
 
 
@@ -31,7 +32,7 @@ def running(module: Swapped) -> tuple[str, ...]:
     return () if batch.single in (None, BASE) else (batch.single,)
 
 
-def stacked(adapters: Sequence[Adapter]) -> Any:
+def stacked(adapters: Sequence[Share]) -> Any:
     """The tensors that one equation reads for all of them, with a leading dimension; constants that they share are left as they are."""
     each = [vars(a.values()) for a in adapters]
     own = {s.name for s in adapters[0].specs}

@@ -37,8 +37,10 @@ class SavedModule(Swapped):
         return self.base_forward(*args, **kwargs) if chosen is None else chosen(*args, **kwargs)
 
     def copy_of(self, name: str) -> nn.Module | None:
-        """One adapter's copy of this module; None where it has none."""
-        return self.veneer._modules.get(name)
+        """One adapter's copy of this module, attached or made of what is packed; None where it has none."""
+        own = self.veneer._modules.get(name)
+        packed = self.veneer_record.shelf.fetch(name) if own is None and self.veneer_record is not None else None
+        return own if packed is None else packed.copy_of(self)
 
 
 def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
@@ -49,6 +51,19 @@ def save_module(module: nn.Module, adapter_name: str) -> SavedModule:
     assert isinstance(module, SavedModule)
     module.veneer[adapter_name] = original
     return module
+
+
+def takes_outputs(layer: nn.Module) -> bool:
+    """Whether a layer can have another number of outputs."""
+    return isinstance(layer, nn.Linear) or (isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.groups == 1)
+
+
+def set_outputs(layer: nn.Module, outputs: int) -> None:
+    """Give a linear layer or a convolution another number of outputs; its numbers are to be read from a file."""
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", outputs)
+    for name, own in layer._parameters.items():
+        if own is not None:
+            layer._parameters[name] = nn.Parameter(own.detach().new_zeros(outputs, *own.shape[1:]), requires_grad=own.requires_grad)
 
 
 def _original(module: SavedModule) -> nn.Module:

@@ -5,8 +5,10 @@ What is active is one fact about the whole model, and lies in the record that `i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from torch import nn
 
 from ..errors import StateError
 
@@ -19,21 +21,43 @@ def set_adapter(self: Swapped, adapter_names: str | Sequence[str], inference_mod
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     note = self.veneer_record
     note.check(names)
+    waiting = [n for n in names if n in note.shelf]
+    if waiting:
+        raise StateError(f"adapter {waiting[0]!r} is packed, and one module cannot attach it; use set_adapter of the model")
     note.trainable = note.trainable - set(names) if inference_mode else note.trainable | set(names)
     note.active = tuple(names)
+    note.turned |= set(names)
     turn(self, note.active, note.trainable)
 
 
-def turn(holder: Swapped, active: Sequence[str], trainable: set[str]) -> None:
-    """Let exactly these adapters run in one module, and let those of them train that do."""
-    holder.veneer_active = tuple(n for n in active if n in holder.veneer)
-    for name, part in holder.veneer.items():
-        part.requires_grad_(name in active and name in trainable)
+def turn(holder: Swapped, active: Sequence[str], trainable: set[str], changed: Iterable[str] | None = None) -> None:
+    """Let exactly these adapters run in one module, and let those of them train that do.
+
+    Args:
+        changed: the adapters that may have to be turned, beside those that run here; all of the module's if None.
+    """
+    # Past the look-ups of nn.Module, which take longer than all the rest: switching a large model should not be noticed.
+    held = holder.veneer._modules
+    for name in list(held) if changed is None else {*changed, *holder.veneer_active}:
+        if name in held:
+            train(held[name], name in active and name in trainable)
+    holder.__dict__["veneer_active"] = tuple(n for n in active if n in held)
+
+
+def train(module: nn.Module, on: bool) -> None:
+    """Let the parameters of a module require grad, or not; only those that change are touched."""
+    own = module.__dict__
+    for p in own["_parameters"].values():
+        if p is not None and p.requires_grad is not on:
+            p.requires_grad = on
+    for child in own["_modules"].values():
+        if child is not None:
+            train(child, on)
 
 
 def enable_adapters(self: Swapped, enabled: bool) -> None:
     """Let the active adapters run, or the module alone."""
-    self.veneer_active = tuple(n for n in self.veneer_record.active if n in self.veneer) if enabled else ()
+    self.__dict__["veneer_active"] = tuple(held_adapters(self)) if enabled else ()
 
 
 def delete_adapter(self: Swapped, adapter_name: str) -> None:
@@ -54,7 +78,7 @@ def active_adapters(self: Swapped) -> list[str]:
 
 def held_adapters(self: Swapped) -> list[str]:
     """The active adapters that this module holds, whether or not it is enabled."""
-    return [n for n in self.veneer_record.active if n in self.veneer]
+    return [n for n in self.veneer_record.active if n in self.veneer._modules]
 
 
 def disable_adapters(self: Swapped) -> bool:

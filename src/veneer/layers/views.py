@@ -15,7 +15,8 @@ from .swap import ADAPTERS, unadapted
 from .switches import held_adapters
 
 if TYPE_CHECKING:
-    from .adapted import AdaptedModule, Adapter
+    from .adapted import AdaptedModule
+    from .adapter import Adapter
 
 
 def adapters_by_name(module: AdaptedModule) -> dict[str, Adapter]:

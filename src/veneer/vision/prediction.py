@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,14 +13,13 @@ from torch import Tensor
 from ..config import CONFIG_NAME, PeftConfig
 from ..errors import AdapterFileError, DataError
 from ..integrations import install
+from ..labels import LABELS_NAME, read
 from ..model import PeftModel
 from .batches import ahead, logits, pixels
 from .data import open_image
 from .finding import find_images
 from .models import device_named, load_model, load_processor
 from .pictures import UnreadableImage
-
-LABELS_NAME = "labels.json"
 
 
 @dataclass(frozen=True)
@@ -84,15 +82,12 @@ def load_classifier(run: str | Path, *, device: str | None = None) -> Classifier
     install()
     place = device_named(device)
     directory = adapter_directory(run)
-    labels_file = directory / LABELS_NAME
-    if not labels_file.is_file():
+    names = read(directory)
+    if names is None:
         raise AdapterFileError(
             f"{directory} has no {LABELS_NAME}, so the classes have no names; it is not an adapter that `veneer train` made"
         )
-    try:
-        labels = json.loads(labels_file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise AdapterFileError(f"{labels_file} is not JSON ({e}); copy the adapter's folder again, or train anew") from None
+    labels = list(names.values())
     base = PeftConfig.read(directory).base_model_name_or_path
     if not base:
         raise AdapterFileError(f"{directory / CONFIG_NAME} does not name the base model; add base_model_name_or_path")

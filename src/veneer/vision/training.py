@@ -20,6 +20,7 @@ from ..disk import write_atomically
 from ..errors import StateError, VeneerError
 from ..heads import head_modules, new_heads
 from ..integrations import install
+from ..labels import LABELS_NAME
 from ..model import PeftModel
 from ..tasks import get_peft_model
 from .arguments import training_arguments
@@ -28,7 +29,7 @@ from .batches import PictureSet
 from .data import ImageData, load_data
 from .evaluation import Evaluation, evaluate_split
 from .models import image_size, load_model, load_processor
-from .prediction import LABELS_NAME, Classifier
+from .prediction import Classifier
 from .processes import is_main_process, on_main_process
 from .proof import prove
 from .report import write_report
