@@ -1,7 +1,8 @@
 """Layer kinds and storages: how an (out × in) map acts in a layer of a given class, and how its weight lies in memory."""
 
-from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Frozen, Shared, adapt, restore
+from .adapted import AdaptedLayer, AdaptedModule, AdaptedParameters, Adapter, Shared, adapt, restore
 from .base import LayerKind
+from .frozen import Frozen
 from .kinds import Place, is_linear, parameter_place, places, why_not
 from .layouts import Fused, Layout, fused_weights
 from .saved import SavedModule, save_module

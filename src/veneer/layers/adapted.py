@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
 from ..form import Form
-from ..operators import Adapted, ByRows, Dense, Operator
+from ..operators import Adapted, ByRows
 from . import merged as weights
 from . import views
 from .base import LayerKind
+from .frozen import Frozen
 from .lent import Lent, lent_method
 from .parts import PartKind
 from .swap import ADAPTERS, Swapped, swap, swap_back
@@ -109,27 +110,6 @@ class Adapter(nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.method)
-
-
-class Frozen:
-    """A module's own weight, as the linear map W of an equation."""
-
-    def __init__(self, kind: LayerKind, module: nn.Module) -> None:
-        self.kind, self.module = kind, module
-
-    @property
-    def form(self) -> Form:
-        return self.kind.form(self.module)
-
-    def dense(self) -> Tensor:
-        return self.kind.matrix(self.module).detach()
-
-    def operator(self) -> Operator:
-        found = self.kind.packed(self.module)
-        if found is not None:
-            return found
-        W = self.dense()
-        return Dense(W.to(torch.promote_types(W.dtype, torch.float32)))
 
 
 class AdaptedModule(Swapped):
