@@ -162,7 +162,9 @@ def test_run_is_python_for_the_script(run, tmp_path, arguments, code, errors):
     assert done.stderr.endswith(errors) and "veneer" not in done.stderr
     if "--fail" in arguments:
         plain = subprocess.run([sys.executable, *command[4:]], capture_output=True, text=True, env=run.environment())
-        assert (plain.returncode, plain.stderr) == (done.returncode, done.stderr)
+        # HF PEFT imports torchao, which says on some machines which of its extensions it cannot load.
+        traceback = plain.stderr[plain.stderr.index("Traceback") :]
+        assert (plain.returncode, traceback) == (done.returncode, done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 from packings import PACKINGS, RARE, Packing
 from places import linear
 from table import Instance, Model, every_method, randomise
@@ -234,6 +235,34 @@ def test_lengths_of_rows_follow_the_weight(packing, reads):
         model(x), model(x)
         assert len(reads) == 1
         close(model(x), x.double() @ W.T + b)
+
+
+def test_lengths_of_rows_that_inference_found_serve_training(packing):
+    dora = next(c for c in CASES if c.id == "dora-packed")
+    model, x = make(dora, packing), inputs()
+    layer = model.get_base_model().layer
+    storage = storage_of(layer, "weight")
+    storage.put(layer, "weight", storage.pack(layer, "weight", plain(1).weight.detach()))
+    with torch.inference_mode():
+        model.eval()(x)
+    model.train()(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+# So the compiler itself says when it meets the autograd functions of bitsandbytes.
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["lora-packed", "dora-packed", "oft-packed"])
+def test_compiles_whole_and_once(packing, name):
+    model, x = make(next(c for c in CASES if c.id == name), packing).train(), inputs()
+    model(x)  # in which 8-bit rows go from the parameter to the layer's state
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for _ in range(2):
+        y = compiled(x)
+        y.sum().backward()
+        close(y, model(x))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])

@@ -78,7 +78,7 @@ def test_nothing_is_written_where_one_weight_would_not_be_finite(option, way):
     model = adapted()
     spoil(model, 1, "other")
     before = state(model)
-    with pytest.raises(StateError, match=r"NaN or infinite numbers into 1 \(weight\); nothing was merged"):
+    with pytest.raises(StateError, match=r"NaN or infinite numbers into 1; nothing was merged"):
         getattr(model, way)(adapter_names=["default", "other"], **{option: True})
     assert unchanged(model, before)
     model.merge_adapter()  # the adapter that is active has no such numbers

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from ..engine import evaluate, merged_bias, merged_matrix
 from ..errors import TargetError
-from ..form import Form
-from ..operators import Adapted, ByRows, Dense, Operator
+from ..operators import Adapted, ByRows
 from . import merged as weights
 from . import views
 from .adapter import Share
 from .base import LayerKind
+from .frozen import Frozen
 from .lent import Lent, lent_method
 from .mixed import by_adapter, check_reader, mixed_layer, running, stacked
 from .parts import PartKind
@@ -30,27 +30,6 @@ from .swap import Swapped, swap, swap_back
 
 if TYPE_CHECKING:
     from ..methods.base import Noise
-
-
-class Frozen:
-    """A module's own weight, as the linear map W of an equation."""
-
-    def __init__(self, kind: LayerKind, module: nn.Module) -> None:
-        self.kind, self.module = kind, module
-
-    @property
-    def form(self) -> Form:
-        return self.kind.form(self.module)
-
-    def dense(self) -> Tensor:
-        return self.kind.matrix(self.module).detach()
-
-    def operator(self) -> Operator:
-        found = self.kind.packed(self.module)
-        if found is not None:
-            return found
-        W = self.dense()
-        return Dense(W.to(torch.promote_types(W.dtype, torch.float32)))
 
 
 class AdaptedModule(Swapped):

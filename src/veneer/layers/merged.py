@@ -66,7 +66,8 @@ def refuse_not_finite(module: AdaptedModule, tensor: str, called: str) -> None:
     """Raise StateError where merging would write NaN or infinite numbers, which some become by rounding to the weight's own type only."""
     for name, value in _values(module, tensor):
         if not bool(value.to(_storage(module, name).dtype(module, name)).isfinite().all()):
-            raise StateError(f"merging would write NaN or infinite numbers into {called} ({name}); nothing was merged")
+            whose = called if name == tensor else f"the {name} of {called}"
+            raise StateError(f"merging would write NaN or infinite numbers into {whose}; nothing was merged")
 
 
 def needs_check(module: AdaptedModule, tensor: str) -> bool:

@@ -22,11 +22,11 @@ def kept(layer: nn.Module, name: str, packed: Tensor, find: Callable[[], Tensor]
     """
     if traced():
         return find()
-    known = _KEPT.setdefault(layer, {})
+    known, now = _KEPT.setdefault(layer, {}), -1 if packed.is_inference() else packed._version
     if name in known:
         at, version, value = known[name]
-        if at.data_ptr() == packed.data_ptr() and version == packed._version:
+        if at.data_ptr() == packed.data_ptr() and version == now:
             return value
     value = find()
-    known[name] = (packed, packed._version, value)
+    known[name] = (packed, now, value)
     return value
