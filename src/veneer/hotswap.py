@@ -46,8 +46,8 @@ def hotswap_adapter(
 ) -> None:
     """Replace an attached adapter's numbers by those of a file, in place; a compiled model is not compiled again.
 
-    Any method, rank up to the attached one's where the equation allows it, any scale; layers that the file leaves out become the base's again. The configuration, and training's
-    dropout, stay those of the attached adapter.
+    Any method, rank up to the attached one's where the equation allows it, any scale; layers that the file leaves out become the base's again. The
+    configuration, and training's dropout, stay those of the attached adapter; what a schedule has learnt starts anew.
 
     Args:
         model: a PeftModel, a model with injected adapters, or what `torch.compile` made of one.
