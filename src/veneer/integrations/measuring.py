@@ -227,7 +227,7 @@ def _from_files(adapter: str | os.PathLike[str], why: str, hub: dict[str, Any]) 
     config, tensors = PeftConfig.read(directory), read_tensors(directory)
     found = diagnose(directory)
     numbers = {
-        path.removeprefix(PREFIX): measured(equation, parameters, None)
+        path.removeprefix(PREFIX): LayerMeasure(parameters) if equation is None else measured(equation, parameters, None)
         for path, equation, parameters in equations_of_files(config, tensors)
     }
     return _told(str(adapter), config, None, why, sum(t.numel() for t in tensors.values()), numbers, found)
