@@ -83,13 +83,14 @@ class Conversion:
         return json.dumps(self.to_dict())
 
     def __str__(self) -> str:
-        cells = [f"{c.rank}" for c in self.layers.values()]
         each = list(self.layers.values())
         rows = [("layer", "rank", "layers", "‖ΔW‖", "error")]
-        for path, at in together(self.layers, alike=cells):
+        for path, at in together(self.layers):
+            ranks = sorted({each[i].rank for i in at})
+            rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
             norm = sqrt(sum(each[i].norm ** 2 for i in at))
             error = sqrt(sum((each[i].error * each[i].norm) ** 2 for i in at)) / norm if norm else 0.0
-            rows.append((path, cells[at[0]], str(len(at)), f"{norm:.3g}", shown(error)))
+            rows.append((path, rank, str(len(at)), f"{norm:.3g}", shown(error)))
         norm = sqrt(sum(c.norm**2 for c in each))
         rows.append((f"{self.method} as LoRA", f"≤ {self.rank}", str(len(each)), f"{norm:.3g}", shown(self.error)))
         return "\n".join([aligned(rows, right=[1, 2, 3, 4]), *(f"note: {n}" for n in self.notes)])

@@ -98,6 +98,16 @@ def test_a_model_that_is_given_stays_as_it_is(base, saved, tmp_path):
     assert done.conversion is not None and done.conversion.rank == 2
     with pytest.raises(veneer.ConfigError, match='Did you mean "lycoris"'):
         veneer.rewrite(saved["oft"][0], tmp_path / "out", model, to="lycorsi")
+    for options, match in [
+        ({"to": "lycoris", "uniform": True}, "uniform is of plain LoRA"),
+        ({"prefix": "lora_unet"}, "none is read or written"),
+        ({"to": "peft", "rank": 2}, "make it LoRA"),
+    ]:
+        with pytest.raises(veneer.ConfigError, match=match):
+            veneer.rewrite(saved["oft"][0], tmp_path / "refused", model, **options)
+    with pytest.raises(veneer.ConfigError, match="leave it out"):
+        veneer.save_merged(saved["oft"][0], tmp_path / "refused", prefix="lora_unet")
+    assert not (tmp_path / "refused").exists()
     with pytest.raises(veneer.ConfigError, match="is the adapter itself"):
         veneer.rewrite(saved["oft"][0], saved["oft"][0], model, rank=2)
     assert [type(m) for m in model.modules()] == before

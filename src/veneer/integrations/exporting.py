@@ -83,7 +83,12 @@ def rewrite(
         raise ConfigError(f"output: {output} is the adapter itself; give another name")
     if to == "peft" and not is_foreign(adapter) and (rank is not None or tolerance is not None):
         raise ConfigError("rank and tolerance make it LoRA; write it to lora, lycoris or kohya")
-    with held(adapter, model, prefix=prefix, rank=rank, tolerance=tolerance, **hub) as it:
+    if uniform and _DIRECTORIES.get(to) is not _as_lora:
+        raise ConfigError(f"uniform is of plain LoRA's directory, which to={to!r} does not write; leave it out, or use to='lora'")
+    if prefix is not None and to not in _PREFIX and not is_foreign(adapter):
+        raise ConfigError("prefix is of files of LyCORIS's or kohya's, and none is read or written; leave it out")
+    of_file: dict[str, Any] = {"prefix": prefix, "rank": rank, "tolerance": tolerance} if is_foreign(adapter) else {}
+    with held(adapter, model, **of_file, **hub) as it:
         if it.read is not None and it.read.factors:
             rank = tolerance = None  # it is LoRA already, as near as was asked for
         if to in _PREFIX:
