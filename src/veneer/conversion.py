@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .config import PREFIX, PeftConfig, check_whole, config_classes
 from .errors import ConfigError, StateError
@@ -113,8 +114,16 @@ def checked(rank: int | None, tolerance: float | None) -> None:
         raise ConfigError(f"tolerance: a share of the change from 0 to less than 1, got {tolerance!r}")
 
 
-def factors(model: nn.Module, name: str, rank: int | None = None, tolerance: float | None = None) -> dict[str, Factored]:
+def factors(
+    model: nn.Module, name: str, rank: int | None = None, tolerance: float | None = None, *, progress: bool = False
+) -> dict[str, Factored]:
     """The changes of one attached adapter as factors, by layer.
+
+    Args:
+        model: a model with adapters.
+        name: the adapter's.
+        rank, tolerance: the highest rank, or the highest relative error of a layer; with neither, all of it.
+        progress: show a bar, if it takes more than two seconds.
 
     Raises:
         ConfigError: a rank or a tolerance that is none, or both.
@@ -124,7 +133,8 @@ def factors(model: nn.Module, name: str, rank: int | None = None, tolerance: flo
     note = check_names(model, [name])
     forms = {layer: _form(model, sites[0]) for layer, sites in _by_layer(note.plans[name].sites).items()}
     equation = note.configs[name].facts().equation
-    return {c.layer: factored(c, forms[c.layer], rank, tolerance, equation) for c in changes(model, name)}
+    each = tqdm(changes(model, name), desc="converting", unit="layer", total=len(forms), disable=not progress, delay=2)
+    return {c.layer: factored(c, forms[c.layer], rank, tolerance, equation) for c in each}
 
 
 def lora_of(

@@ -83,13 +83,14 @@ class Conversion:
         return json.dumps(self.to_dict())
 
     def __str__(self) -> str:
-        cells = [f"{c.rank}" for c in self.layers.values()]
         each = list(self.layers.values())
         rows = [("layer", "rank", "layers", "‖ΔW‖", "error")]
-        for path, at in together(self.layers, alike=cells):
+        for path, at in together(self.layers):
+            ranks = sorted({each[i].rank for i in at})
+            rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
             norm = sqrt(sum(each[i].norm ** 2 for i in at))
             error = sqrt(sum((each[i].error * each[i].norm) ** 2 for i in at)) / norm if norm else 0.0
-            rows.append((path, cells[at[0]], str(len(at)), f"{norm:.3g}", shown(error)))
+            rows.append((path, rank, str(len(at)), f"{norm:.3g}", shown(error)))
         norm = sqrt(sum(c.norm**2 for c in each))
         rows.append((f"{self.method} as LoRA", f"≤ {self.rank}", str(len(each)), f"{norm:.3g}", shown(self.error)))
         return "\n".join([aligned(rows, right=[1, 2, 3, 4]), *(f"note: {n}" for n in self.notes)])
@@ -109,6 +110,7 @@ def convert(
     save_directory: str | os.PathLike[str] | None = None,
     new_name: str | None = None,
     uniform: bool = False,
+    progress: bool = False,
 ) -> Conversion:
     """A LoRA with the same change as an attached adapter of any method, or with the nearest one of a lower rank.
 
@@ -123,6 +125,7 @@ def convert(
         save_directory: write the LoRA there; files already there are replaced whole or not at all.
         new_name: attach the LoRA under this name, inactive.
         uniform: give all layers one rank, with zeros, for readers that know no `rank_pattern`.
+        progress: show a bar, if it takes more than two seconds.
 
     Raises:
         ConfigError: a rank or tolerance that is none, or both; the name is taken.
@@ -141,7 +144,7 @@ def convert(
     if new_name in note.plans:
         raise ConfigError(f"an adapter called {new_name!r} is attached already; choose another new_name")
     old = note.configs[name]
-    found = factors(base, name, rank, tolerance)
+    found = factors(base, name, rank, tolerance, progress=progress)
     shifts = {layer: f.shift for layer, f in found.items() if f.shift is not None}
     config, tensors = lora_of(base, {layer: f.S for layer, f in found.items()}, old, shifts=shifts, uniform=uniform)
     done = Conversion(title_of(old), layers_of(found), config, tensors | rest(base, name), notes_of(config, tensors))

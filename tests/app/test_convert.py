@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 import veneer
@@ -98,6 +98,16 @@ def test_a_model_that_is_given_stays_as_it_is(base, saved, tmp_path):
     assert done.conversion is not None and done.conversion.rank == 2
     with pytest.raises(veneer.ConfigError, match='Did you mean "lycoris"'):
         veneer.rewrite(saved["oft"][0], tmp_path / "out", model, to="lycorsi")
+    for options, match in [
+        ({"to": "lycoris", "uniform": True}, "uniform is of plain LoRA"),
+        ({"prefix": "lora_unet"}, "none is read or written"),
+        ({"to": "peft", "rank": 2}, "make it LoRA"),
+    ]:
+        with pytest.raises(veneer.ConfigError, match=match):
+            veneer.rewrite(saved["oft"][0], tmp_path / "refused", model, **options)
+    with pytest.raises(veneer.ConfigError, match="leave it out"):
+        veneer.save_merged(saved["oft"][0], tmp_path / "refused", prefix="lora_unet")
+    assert not (tmp_path / "refused").exists()
     with pytest.raises(veneer.ConfigError, match="is the adapter itself"):
         veneer.rewrite(saved["oft"][0], saved["oft"][0], model, rank=2)
     assert [type(m) for m in model.modules()] == before
@@ -136,3 +146,34 @@ def test_merge_takes_a_type_and_refuses_what_is_taken(base, saved, tmp_path, cap
     veneer.rewrite(adapter, file, to="lycoris")
     assert main(["merge", str(file), "--model", str(base), "--out", str(tmp_path / "from_file")]) == 0
     torch.testing.assert_close(answers(load(tmp_path / "from_file")), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_an_image_generator_is_merged_into_it(tmp_path, capsys):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=8,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    unet.save_pretrained(tmp_path / "unet")
+    q, conv = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q", "down_blocks.0.resnets.0.conv1"
+    shapes = {q: (8, 8), conv: (8, 8, 3, 3)}
+    tensors, wanted = {}, {}
+    for path, (out, in_, *k) in shapes.items():
+        B, A = torch.randn(out, 2, *(1 for _ in k)), torch.randn(2, in_, *k)
+        name = f"lora_unet_{path.replace('.', '_')}"
+        tensors |= {f"{name}.lora_up.weight": B, f"{name}.lora_down.weight": A, f"{name}.alpha": torch.tensor(1.0)}
+        wanted[path] = unet.get_submodule(path).weight.detach() + 0.5 * torch.einsum("or,ri...->oi...", B.flatten(1), A)
+    tensors["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"] = torch.randn(4, 2)
+    tensors["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"] = torch.randn(2, 4)
+    save_file(tensors, tmp_path / "file.safetensors")
+    arguments = ["merge", str(tmp_path / "file.safetensors"), "--model", str(tmp_path / "unet"), "--out", str(tmp_path / "merged")]
+    assert main(arguments) == 1
+    assert "--prefix" in capsys.readouterr().err
+    assert main([*arguments, "--prefix", "lora_unet"]) == 0
+    merged = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "merged")
+    for path, W in wanted.items():
+        torch.testing.assert_close(merged.get_submodule(path).weight, W, rtol=1e-5, atol=1e-6)
+    assert main(["info", str(tmp_path / "file.safetensors"), "--model", str(tmp_path / "unet"), "--prefix", "lora_unet"]) == 0
+    assert "UNet2DConditionModel" in capsys.readouterr().out

@@ -94,8 +94,9 @@ def test_files_alone_say_what_needs_no_weights(saved, base, tmp_path, capsys):
         (place / "adapter_config.json").write_text(json.dumps(config))
         found = measure(place)
         assert found.model is None and "gone" in str(found.why_not)
+        row = found.layers["model.layers.1.self_attn.q_proj"]
+        assert row.parameters > 0 and sum(r.parameters for r in found.layers.values()) == found.parameters
         if name in ("lora", "loha", "lokr"):
-            row = found.layers["model.layers.1.self_attn.q_proj"]
             assert row.norm == pytest.approx(float(changes[name][0].norm()), rel=1e-3) and row.ratio is None
     assert main(["info", str(tmp_path / "lora")]) == 0
     assert "not at hand" in capsys.readouterr().out

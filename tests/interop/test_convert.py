@@ -103,3 +103,61 @@ def test_the_file_keeps_the_rules_of_vllms_reader(tmp_path):
     assert veneer.convert(model, rank=4).rank == 4
     noted, _ = adapted(llama(), veneer.LoraConfig(r=2, target_modules=["embed_tokens"], modules_to_save=["lm_head"]))
     assert len(veneer.convert(noted).notes) == 2
+
+
+@pytest.mark.parametrize("rank", [3, 0.9])
+def test_the_functions_of_the_same_name_give_what_hf_peft_gives(rank, tmp_path):
+    from veneer.integrations.peft.conversion import convert_to_lora, save_as_lora
+
+    theirs = peft.get_peft_model(llama(), peft.LoHaConfig(r=2, target_modules=TARGETS, init_weights=False)).eval()
+    theirs.save_pretrained(tmp_path / "loha")
+    model = veneer.PeftModel.from_pretrained(llama(), tmp_path / "loha")
+    config, tensors = convert_to_lora(model, rank)
+    wanted_config, wanted = peft.convert_to_lora(theirs, rank)
+    assert (config.r, config.lora_alpha) == (wanted_config.r, wanted_config.lora_alpha) or not isinstance(rank, int)
+    assert {k.removeprefix("base_model.model.") for k in tensors} == {k.removeprefix("base_model.model.") for k in wanted}
+    wanted = {k.removeprefix("base_model.model."): t for k, t in wanted.items()}
+    for key, A in tensors.items():
+        if key.endswith("lora_A.weight"):
+            other = key.replace("lora_A", "lora_B")
+            own = key.removeprefix("base_model.model."), other.removeprefix("base_model.model.")
+            assert A.shape == wanted[own[0]].shape
+            torch.testing.assert_close(tensors[other] @ A, wanted[own[1]] @ wanted[own[0]], rtol=1e-3, atol=1e-5)
+    save_as_lora(tmp_path / "lora", model, rank)
+    assert set(load_file(tmp_path / "lora" / "adapter_model.safetensors")) == set(tensors)
+    with pytest.raises(veneer.ConfigError, match="share of at most 1"):
+        convert_to_lora(model, 1.5)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 8, (3, 2), stride=2, padding=1)
+        self.conv1 = torch.nn.Conv1d(8, 8, 3, padding=1)
+        self.emb = torch.nn.Embedding(5, 8)
+        self.out = torch.nn.Linear(8, 4)
+
+    def forward(self, x, ids):
+        return self.out(self.conv1(self.conv(x).flatten(2)).transpose(1, 2) + self.emb(ids))
+
+
+@pytest.mark.parametrize("config", [
+    veneer.LoHaConfig(r=2, target_modules=["conv", "conv1", "out"]),
+    veneer.LoraConfig(r=2, use_dora=True, target_modules=["conv", "conv1", "emb", "out"]),
+    veneer.OFTConfig(r=2, oft_block_size=0, target_modules=["conv", "emb", "out"]),
+    veneer.IA3Config(target_modules=["conv", "out"]),
+    veneer.LoraConfig(r=2, lora_bias=True, target_modules=["conv", "out"]),
+], ids=["LoHa", "DoRA", "OFT", "(IA)3, which scales biases", "LoRA with a bias"])  # fmt: skip
+def test_convolutions_embeddings_and_biases_as_hf_peft_reads_them(config, tmp_path):
+    model = veneer.get_peft_model(Net(), config).eval()
+    x, ids = torch.randn(2, 3, 7, 7), torch.randint(0, 5, (2, 1))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+        y = model(x, ids)
+    veneer.convert(model, save_directory=tmp_path, tolerance=1e-6)
+    theirs = peft.PeftModel.from_pretrained(Net(), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x, ids), y, rtol=1e-4, atol=1e-5)

@@ -369,3 +369,47 @@ def test_the_change_is_what_lycoris_computes(cls, options, becomes, shape, tmp_p
         assert set(ours) == set(tensors)
         for key, t in tensors.items():
             assert torch.equal(ours[key], t.to(ours[key].dtype)) or (cls, key[-5:]) == ("LokrModule", "alpha")
+
+
+def llama():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64)
+    return LlamaForCausalLM(config).eval()
+
+
+ALGORITHMS = {
+    "LoRA": ("lora", {}),
+    "DoRA": ("lora", {"dora_wd": True, "wd_on_out": True}),
+    "LoHa": ("loha", {}),
+    "LoKr": ("lokr", {"factor": 4}),
+    "LoKr of full factors": ("lokr", {"full_matrix": True}),
+    "OFT": ("diag-oft", {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("algorithm", "options"), ALGORITHMS.values(), ids=ALGORITHMS)
+def test_whole_files_go_to_lycoris_and_back(algorithm, options, tmp_path):
+    lycoris = pytest.importorskip("lycoris", reason="LyCORIS is not installed")
+    logging.disable(logging.WARNING)
+    ids = torch.arange(1, 9)[None]
+    lycoris.LycorisNetwork.apply_preset({"target_module": ["LlamaAttention", "LlamaMLP"]})
+    theirs = llama()
+    network = lycoris.create_lycoris(theirs, 1.0, linear_dim=2, linear_alpha=1, algo=algorithm, **options)
+    network.apply_to()
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+        y = theirs(ids).logits
+    network.save_weights(str(tmp_path / "theirs.safetensors"), torch.float32, {})
+    model = veneer.get_peft_model(llama(), veneer.LoraConfig(r=1, target_modules=["q_proj"])).eval()
+    veneer.load_lycoris(model, tmp_path / "theirs.safetensors", "foreign", tolerance=1e-6 if algorithm == "diag-oft" else None)
+    model.set_adapter("foreign")
+    veneer.save_lycoris(model, tmp_path / "ours.safetensors")
+    again = llama()
+    lycoris.create_lycoris_from_weights(1.0, str(tmp_path / "ours.safetensors"), again)[0].apply_to()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, y, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(again(ids).logits, y, rtol=1e-4, atol=1e-5)

@@ -39,7 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
     quieten(args.verbose)
     model = None if args.model is None else source(args.model)
-    options = {"to": args.to, "rank": args.rank, "tolerance": args.tolerance, "uniform": args.uniform, "prefix": args.prefix}
+    options = {
+        "to": args.to,
+        "rank": args.rank,
+        "tolerance": args.tolerance,
+        "uniform": args.uniform,
+        "prefix": args.prefix,
+        "progress": not args.json,
+    }
     done = rewrite(args.adapter, args.output, model, **options, local_files_only=not hub_reachable())
     print(json.dumps(done.to_dict()) if args.json else done)
     return 0

@@ -67,6 +67,8 @@ def held(
         ConfigError: no base model is known.
     """
     foreign = is_foreign(adapter)
+    if prefix is not None and not foreign:
+        raise ConfigError(f"prefix is of files of LyCORIS's or kohya's, and {adapter} is none; leave it out")
     directory = None if foreign else locate(adapter, **hub)
     config = None if directory is None else PeftConfig.read(directory)
     base = model if model is not None else None if config is None else config.base_model_name_or_path

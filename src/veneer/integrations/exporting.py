@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ def rewrite(
     tolerance: float | None = None,
     prefix: str | None = None,
     uniform: bool = False,
+    progress: bool = False,
     **hub: Any,
 ) -> Rewritten:
     """Write an adapter anew in another format: as plain LoRA, in the public format, or as one file of LyCORIS's or kohya's.
@@ -64,6 +67,7 @@ def rewrite(
         to: "lora", "peft", "lycoris" or "kohya"; "peft" for one file, "lora" for every other adapter, if None.
         rank, tolerance, uniform: as for `convert`.
         prefix: which model of a pipeline it is of, as for `load_lycoris` and `save_lycoris`.
+        progress: show a bar, if it takes more than two seconds.
         hub: `subfolder`, `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Raises:
@@ -79,19 +83,34 @@ def rewrite(
         raise ConfigError(f"output: {output} is the adapter itself; give another name")
     if to == "peft" and not is_foreign(adapter) and (rank is not None or tolerance is not None):
         raise ConfigError("rank and tolerance make it LoRA; write it to lora, lycoris or kohya")
-    with held(adapter, model, prefix=prefix, rank=rank, tolerance=tolerance, **hub) as it:
+    if uniform and _DIRECTORIES.get(to) is not _as_lora:
+        raise ConfigError(f"uniform is of plain LoRA's directory, which to={to!r} does not write; leave it out, or use to='lora'")
+    if prefix is not None and to not in _PREFIX and not is_foreign(adapter):
+        raise ConfigError("prefix is of files of LyCORIS's or kohya's, and none is read or written; leave it out")
+    of_file: dict[str, Any] = {"prefix": prefix, "rank": rank, "tolerance": tolerance} if is_foreign(adapter) else {}
+    with held(adapter, model, **of_file, **hub) as it:
         if it.read is not None and it.read.factors:
             rank = tolerance = None  # it is LoRA already, as near as was asked for
-        how = {"rank": rank, "tolerance": tolerance}
         if to in _PREFIX:
-            return _as_one_file(it, output, prefix or _PREFIX[to], how)
-        if to == "lora":
-            done = convert(it.model, "default", save_directory=output, uniform=uniform, **how)  # type: ignore[arg-type]  # a rank or a tolerance
-            return Rewritten(str(output), "as LoRA", _read_as(it) or done)
-        if any(s.is_part for s in record(it.model.get_base_model()).plans["default"].sites):
-            return Rewritten(str(output), "as LoRA", it.model.save_as_lora(output))
-        it.model.save_pretrained(output)
-        return Rewritten(str(output), "as LoRA" if _read_as(it) else "as it is", _read_as(it))
+            return _as_one_file(it, output, prefix or _PREFIX[to], rank, tolerance)
+        how = partial(convert, it.model, "default", rank, tolerance, save_directory=output, uniform=uniform, progress=progress)
+        return _DIRECTORIES[to](it, output, how)
+
+
+def _as_lora(it: Held, output: str | os.PathLike[str], write: Callable[[], Conversion]) -> Rewritten:
+    done = write()
+    return Rewritten(str(output), "as LoRA", _read_as(it) or done)
+
+
+def _as_it_is(it: Held, output: str | os.PathLike[str], write: Callable[[], Conversion]) -> Rewritten:
+    """In the public format; where it has no words for parts of fused layers, as LoRA."""
+    if any(s.is_part for s in record(it.model.get_base_model()).plans["default"].sites):
+        return _as_lora(it, output, write)
+    it.model.save_pretrained(output)
+    return Rewritten(str(output), "as LoRA" if _read_as(it) else "as it is", _read_as(it))
+
+
+_DIRECTORIES = {"lora": _as_lora, "peft": _as_it_is}
 
 
 def _read_as(it: Held) -> Conversion | None:
@@ -104,8 +123,8 @@ def _read_as(it: Held) -> Conversion | None:
     )
 
 
-def _as_one_file(it: Held, output: str | os.PathLike[str], prefix: str, how: dict[str, Any]) -> Rewritten:
-    factors = save_lycoris(it.model, output, "default", prefix=prefix, **how)
+def _as_one_file(it: Held, output: str | os.PathLike[str], prefix: str, rank: int | None, tolerance: float | None) -> Rewritten:
+    factors = save_lycoris(it.model, output, "default", prefix=prefix, rank=rank, tolerance=tolerance)
     if not factors:
         return Rewritten(str(output), "as LoRA" if _read_as(it) else "as it is", _read_as(it))
     config = it.model.peft_config["default"]

@@ -7,6 +7,7 @@ others, without a threshold.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import sqrt
@@ -93,7 +94,9 @@ class Measured:
     def _table(self) -> str:
         each = list(self.layers.values())
         rows = [("layer", "layers", "parameters", "‖ΔW‖", "‖ΔW‖/‖W‖", "effective rank", "‖RᵀR − I‖")]
-        groups = together(self.layers, alike=[c.parameters for c in each])
+        # Flattened paths of a file that no model has resolved have their numbers between underscores.
+        paths = [p if "." in p else re.sub(r"_(\d+)(?=_)", r".\1.", p).replace("._", ".") for p in self.layers]
+        groups = together(paths, alike=[c.parameters for c in each])
         for path, at in [*groups, ("all", list(range(len(each))))]:
             own = [each[i] for i in at]
             rows.append(
@@ -224,7 +227,7 @@ def _from_files(adapter: str | os.PathLike[str], why: str, hub: dict[str, Any]) 
     config, tensors = PeftConfig.read(directory), read_tensors(directory)
     found = diagnose(directory)
     numbers = {
-        path.removeprefix(PREFIX): measured(equation, parameters, None)
+        path.removeprefix(PREFIX): LayerMeasure(parameters) if equation is None else measured(equation, parameters, None)
         for path, equation, parameters in equations_of_files(config, tensors)
     }
     return _told(str(adapter), config, None, why, sum(t.numel() for t in tensors.values()), numbers, found)

@@ -31,30 +31,31 @@ class Absent:
         raise StateError("this needs the base model's weights; give the model")
 
 
-def equations_of_files(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Adapted, int]]:
-    """Path of a layer, its equation, and its number of parameters, for each layer whose form its tensors leave no doubt of.
+def equations_of_files(config: PeftConfig, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Adapted | None, int]]:
+    """Path of a layer, its equation, and its number of parameters.
 
-    Methods whose layers share constants that no file holds, and equations that read W, are left out.
+    The equation is None where the tensors leave a doubt of the weight's form, where it reads W, and where layers share constants that no file holds.
     """
-    if config.shared([Form(8, 8)]):
-        return
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         path, found = _split(config, key)
         if found:
             layers.setdefault(path, {})[found] = tensor
+    shared = bool(config.shared([Form(8, 8)]))
     for path, own in layers.items():
         method = config.method(path.removeprefix(PREFIX))
-        form = _form(method, own)
-        if form is None:
-            continue
-        p: Any = Values()
-        for spec in method.parameters(form):
-            setattr(p, spec.name, spec.view(own[spec.key].float()))
-        try:
-            yield path, method.equation(Adapted(Absent(form)), p), sum(t.numel() for t in own.values())
-        except (StateError, TypeError):
-            continue
+        form = None if shared else _form(method, own)
+        yield path, None if form is None else _equation(method, form, own), sum(t.numel() for t in own.values())
+
+
+def _equation(method: Method, form: Form, own: Mapping[str, Tensor]) -> Adapted | None:
+    p: Any = Values()
+    for spec in method.parameters(form):
+        setattr(p, spec.name, spec.view(own[spec.key].float()))
+    try:
+        return method.equation(Adapted(Absent(form)), p)
+    except StateError:
+        return None
 
 
 def _split(config: PeftConfig, key: str) -> tuple[str, str]:

@@ -55,6 +55,7 @@ _OTHER = {"ModulesToSaveWrapper": f"{_LAYERS}ModulesToSaveWrapper", "AuxiliaryTr
 _OTHER |= {"_get_submodules": f"{_LAYERS}get_submodules"} | _of_veneer("prepare_model_for_kbit_training", "cast_mixed_precision_params")
 _FILES = {"CONFIG_NAME": "veneer.config:", "SAFETENSORS_WEIGHTS_NAME": "veneer.files:WEIGHTS_NAME"}
 _ON_MODELS = {name: _LAYERS + name for name in ("delete_adapter", "set_adapter", "set_requires_grad")}
+_CONVERSION = {name: f"{_HERE}.conversion:{name}" for name in ("convert_to_lora", "save_as_lora")}
 _TUNER_LAYER = {"BaseTunerLayer": f"{_LAYERS}BaseTunerLayer"}
 
 
@@ -68,7 +69,7 @@ _LOKR = _tuner("LoKrConfig", "LoKrLayer", factorization=f"{_LAYERS}factorization
 
 # The module below `peft` → its names → "module:attribute", the attribute being of the same name where it is left out.
 MODULES: dict[str, dict[str, str]] = {
-    "": {**_of_veneer(*(n for n in _OWN if n in PUBLIC)), **_ERROR_NAMES, **_PROMPTS, **_MAPPINGS},
+    "": {**_of_veneer(*(n for n in _OWN if n in PUBLIC)), **_ERROR_NAMES, **_PROMPTS, **_MAPPINGS, **_CONVERSION},
     "auto": _of_veneer(*(n for n in _OWN if n.startswith("AutoPeftModel"))),
     "config": _of_veneer("PeftConfig") | {"PeftConfigMixin": "veneer:PeftConfig", **_PROMPTS},
     "functional": _STATE | _INJECT | _ON_MODELS,
@@ -84,7 +85,8 @@ MODULES: dict[str, dict[str, str]] = {
     "tuners.lokr": _LOKR,
     "tuners.lokr.config": _of_veneer("LoKrConfig"),
     "tuners.lokr.layer": _LOKR,
-    "tuners.lora": _LORA,
+    "tuners.lora": _LORA | _CONVERSION,
+    "tuners.lora.conversion": _CONVERSION,
     "tuners.lora.config": _of_veneer("LoraConfig"),
     "tuners.lora.layer": _LORA,
     "tuners.tuners_utils": _TUNER_LAYER | _ON_MODELS,
@@ -101,8 +103,6 @@ MODULES: dict[str, dict[str, str]] = {
 
 _ONE_CLASS = "Veneer has no class for each method; isinstance(model, PeftModel), and model.peft_config[name].peft_type tells the method"
 _INSTEAD = {
-    "convert_to_lora": "use save_as_lora(directory) of the PeftModel, which is exact",
-    "save_as_lora": "use save_as_lora(directory) of the PeftModel, which is exact",
     "fsdp_auto_wrap_policy": "Veneer works with FSDP2 (fully_shard, fsdp_version 2), which needs no policy",
     "hotswap_adapter_from_state_dict": "use hotswap_adapter(model, directory, name)",
     "check_hotswap_configs_compatible": "hotswap_adapter checks it, before anything is changed",
