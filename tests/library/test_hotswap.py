@@ -307,3 +307,14 @@ def test_a_weight_on_the_attached_adapter_stays(tmp_path, x):
     other = PeftModel.from_pretrained(net(), second).eval()
     other.base_model.model.last.scale_layer(0.5)
     close(model(x), other(x))
+
+
+def test_loading_over_an_adapter_of_another_scale_asks_for_a_hotswap(tmp_path, x):
+    other = adapter(tmp_path, "other", LoraConfig(r=2, lora_alpha=16, target_modules=BOTH), 2)
+    model = get_peft_model(net(), LoraConfig(r=2, lora_alpha=2, target_modules=BOTH, init_lora_weights=False)).eval()
+    y = model(x)
+    with pytest.raises(StateError, match=r"the scale 8.0 at first.*has 1.0.*hotswap=True"):
+        model.load_adapter(other, "default")
+    assert torch.equal(model(x), y)
+    model.load_adapter(other, "default", hotswap=True)
+    close(model(x), loaded(other, x))
