@@ -116,6 +116,8 @@ class Operator:
 
     def orthogonality_error(self) -> float:
         """‖Sᵀ S − I‖ in the Frobenius norm, for a square S."""
+        from .rotations import gram_error
+
         return gram_error(self.dense())
 
     def for_tokens(self) -> Operator:
@@ -220,12 +222,6 @@ class Operator:
 
     def __rmul__(self, s: float) -> Operator:
         return self.scaled(s)
-
-
-def gram_error(M: Tensor) -> float:
-    """‖Mᵀ M − I‖ of a matrix, or of the block diagonal matrix of several."""
-    wide = M.to(torch.promote_types(M.dtype, torch.float32))
-    return float((wide.mT @ wide - torch.eye(M.shape[-1], dtype=wide.dtype, device=M.device)).norm())
 
 
 def traced() -> bool:

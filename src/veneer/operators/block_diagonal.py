@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Cost, Operator, gram_error, pieces
+from .base import Cost, Operator, pieces
+from .rotations import gram_error
 
 WIDE = 32
 """Smaller blocks are put together to this size: a product with 8 × 8 blocks takes longer than with 32 × 32, four times the operations and all."""

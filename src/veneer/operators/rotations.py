@@ -150,3 +150,9 @@ def orthonormal(U: Tensor) -> Tensor:
     """The columns of U made orthonormal in their order (Gram-Schmidt): (…, n, r)."""
     Q, R = torch.linalg.qr(U.to(torch.promote_types(U.dtype, torch.float32)))
     return (Q * torch.diagonal(R, dim1=-2, dim2=-1).sign().unsqueeze(-2)).to(U.dtype)
+
+
+def gram_error(M: Tensor) -> float:
+    """‖Mᵀ M − I‖ of a matrix, or of the block diagonal matrix of several."""
+    wide = M.to(torch.promote_types(M.dtype, torch.float32))
+    return float((wide.mT @ wide - torch.eye(M.shape[-1], dtype=wide.dtype, device=M.device)).norm())
