@@ -1,7 +1,8 @@
-"""Import, attach, load and merge: seconds, each in the best of several tries, so that it is the work that is measured."""
+"""Import, attach, load, switch and merge: seconds, each in the best of several tries, so that it is the work that is measured."""
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ LIMITS: dict[str, float | None] = {
     "attach LoRA r16 to six linears of ViT-base": None,  # a third of it is drawing 1.3 million first numbers
     "attach LoRA r16 to a 7-billion Llama on the meta device": 2.0,
     "load 170 MB over an attached adapter, times a plain read": 1 / 0.7,
+    "set_adapter from one to another on six linears of ViT-base": 0.001,
     "merge_and_unload of all linears of ViT-base": 1.0,
 }
 
@@ -53,6 +55,13 @@ def importing(tries: int) -> float:
     )
 
 
+def switching(tries: int) -> float:
+    model = veneer.get_peft_model(vit(), lora(8), "a")
+    model.add_adapter("b", lora(8))
+    names = itertools.cycle("ba")
+    return best(lambda: next(names), lambda name: model.set_adapter(name), 10 * tries)
+
+
 def llama() -> torch.nn.Module:
     with torch.device("meta"):
         return LlamaForCausalLM(LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32))
@@ -79,6 +88,7 @@ def main() -> int:
             llama, lambda m: veneer.get_peft_model(m, veneer.LoraConfig(r=16, target_modules="all-linear")), min(3, tries)
         ),
         "load 170 MB over an attached adapter, times a plain read": loading(tries),
+        "set_adapter from one to another on six linears of ViT-base": switching(tries),
         "merge_and_unload of all linears of ViT-base": best(
             lambda: veneer.get_peft_model(vit(), lora()), lambda m: m.merge_and_unload(), min(3, tries)
         ),

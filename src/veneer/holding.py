@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from . import files, inject
 from .adapting import check_name
+from .budget import checked_budget
 from .config import PeftConfig
 from .errors import StateError
 from .packing import Pattern, of_file
 from .records import holder_at
-from .shelf import checked_budget
 from .shelving import keep_to_budget, pack
 
 _NOT_OF_TENSORS = ("auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "task_type")

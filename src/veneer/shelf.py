@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +17,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .budget import Budget
 from .config import CONFIG_NAME, PeftConfig
 from .disk import write_atomically
-from .errors import AdapterFileError, ConfigError, StateError
+from .errors import AdapterFileError, StateError
 from .labels import written
 from .packing import Packed, Pattern
 
 _TENSORS, _BESIDE = "adapter_model.safetensors", "held.safetensors"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much may be kept where; None is without limit.
-
-    Args:
-        attached: adapters that are modules of the model.
-        device_bytes: of packed adapters in the memory of the model's device.
-        offload: where packed adapters go beyond that: "cpu", or a directory.
-    """
-
-    attached: int | None = None
-    device_bytes: int | None = None
-    offload: str | Path | None = None
 
 
 @dataclass
@@ -91,7 +76,7 @@ class Shelf:
     """Patterns by the configuration that a file had."""
     folders: dict[str, Folder] = field(default_factory=dict)
     """Where adapters that are attached now were on disk."""
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
 
     def __contains__(self, name: str) -> bool:
         return name in self.waiting
@@ -272,35 +257,3 @@ def _read(name: str, found: Waiting) -> None:
         for key, span in spans.items():
             found.packed.tensor(span).copy_(values[key])
     found.near = True
-
-
-def checked_budget(attached: int | None, device_bytes: int | None, offload: str | Path | None, device: torch.device) -> Budget:
-    """A budget that can be kept.
-
-    Raises:
-        ConfigError: numbers or places that cannot be used.
-    """
-    for called, value, least in (("attached", attached, 1), ("device_bytes", device_bytes, 0)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ConfigError(f"{called}: a whole number of at least {least}, or None, got {value!r}")
-    if (device_bytes is None) != (offload is None):
-        raise ConfigError(
-            "device_bytes and offload go together: how many bytes of packed adapters stay, and where the rest goes ('cpu' or a directory)"
-        )
-    if offload == "cpu":
-        if device.type == "cpu":
-            raise ConfigError("offload='cpu': the model is on the CPU already; give a directory")
-        return Budget(attached, device_bytes, "cpu")
-    return Budget(attached, device_bytes, None if offload is None else _directory(Path(offload)))
-
-
-def _directory(path: Path) -> Path:
-    """A directory that can be written, made if needed."""
-    path = path.expanduser().absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as e:
-        raise ConfigError(f"offload: {path} cannot be written ({e.strerror or e}); give a directory that can, or 'cpu'") from e
-    return path

@@ -8,7 +8,7 @@ from functools import partial
 from torch import nn
 
 from .errors import StateError
-from .packing import forget_modules, packed
+from .laying import forget_modules, packed
 from .records import check_names, holder_at, holders_of, record
 
 

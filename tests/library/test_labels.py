@@ -6,7 +6,14 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from veneer import AdapterFileError, LoraConfig, PeftModel, TaskType, get_peft_model
 
@@ -119,6 +126,27 @@ class TestSwitching:
         assert torch.allclose(out.loss, (out.logits.squeeze() - torch.tensor([1.5, 2.5])).square().mean())
         model.set_adapter("animals")
         assert model.config.problem_type == "single_label_classification"
+
+
+def segformer(labels: list[str]) -> SegformerForSemanticSegmentation:
+    torch.manual_seed(3)
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 8}
+    return SegformerForSemanticSegmentation(SegformerConfig(**sizes, **named(labels))).eval()
+
+
+def test_a_head_that_ends_in_a_convolution(tmp_path):
+    pixels = torch.randn(1, 3, 64, 64)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["decode_head"], init_lora_weights=False)
+    alone = get_peft_model(segformer(PLANTS), config).eval()
+    alone.save_pretrained(tmp_path)
+    model = get_peft_model(segformer(ANIMALS), LoraConfig(r=2, target_modules=["q_proj"]), "animals").eval()
+    model.load_adapter(tmp_path, "plants", packed=True)
+    model.set_adapter("plants")
+    assert torch.equal(model(pixel_values=pixels).logits, alone(pixel_values=pixels).logits)
+    assert labels_of(model) == PLANTS
+    assert model.get_base_model().decode_head.copy_of("plants").classifier.out_channels == 3
+    with model.disable_adapter():
+        assert model(pixel_values=pixels).logits.shape[1] == 4
 
 
 class TestFiles:
