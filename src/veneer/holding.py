@@ -36,7 +36,7 @@ class Holding:
     def hold(self, attached: int | None = None, device_bytes: int | None = None, offload: str | os.PathLike[str] | None = None) -> None:
         """Keep no more adapters in the model's memory than this, the least recently used first to go; without a number nothing goes.
 
-        An adapter that is not attached is packed: its tensors lie end to end, a few dozen bytes beside them, and the engine reads them where they are. `set_adapter` attaches a
+        An adapter that is not attached is packed: its tensors lie end to end, with a few kilobytes beside them, and the engine reads them where they are. `set_adapter` attaches a
         packed adapter again, bit for bit as it was. Active adapters are never packed, and an adapter whose parameters have gradients is not.
 
         Args:

@@ -1,6 +1,6 @@
 """Adapters that wait: all the tensors of one lie end to end, one pack for each number type, and what adapters of equal configuration have in common is kept once.
 
-An attached adapter is two modules and several Python objects for each weight, together more than a tenth of the tensors of a small adapter. A packed one is a tensor and a
+An attached adapter is two modules and their dictionaries for each weight. A packed one is a tensor and a
 dictionary entry. It is looked up at a layer like any other: its tensors are views.
 """
 
