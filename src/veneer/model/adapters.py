@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..combining.options import Options
 
 
-class WithAdapters(Holding, Wrapper):
+class WithAdapters(Wrapper, Holding):
     """Adapters by name."""
 
     @property
