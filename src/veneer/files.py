@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .config import CONFIG_NAME, PREFIX
-from .errors import AdapterFileError
+from .config import CONFIG_NAME, PREFIX, PeftConfig
+from .errors import AdapterFileError, StateError
 from .inject import adapter_of, record
 from .labels import LABELS_NAME, checked, chosen, label_tensors, written
 from .labels import read as read_labels
@@ -159,6 +159,7 @@ def load(
     *,
     shared: bool = True,
     labels: Mapping[int, str] | None = None,
+    config: PeftConfig | None = None,
 ) -> None:
     """Copy an adapter's tensors into an attached adapter, after all of them were checked, and what a schedule left beside them.
 
@@ -166,9 +167,11 @@ def load(
         directory: where they come from.
         shared: whether the file holds the constants that all layers share.
         labels: the names of its head's labels; those in the directory if None.
+        config: that of the file, where the adapter was attached by another one, with which its numbers must mean the same.
 
     Raises:
         AdapterFileError: as `check_tensors`; nothing was copied.
+        StateError: the file's changes have another scale; nothing was copied.
     """
     from .translation import fitted, todays_states
 
@@ -178,6 +181,8 @@ def load(
     heads = _heads(model, name)
     resized = _resized(heads, tensors, expected)
     check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
+    if config is not None:
+        _refuse_other_scale(model, name, config, directory)
     names = label_names(model, record(model).plans[name], tensors, directory, labels or record(model).labels.get(name), read=labels is None)
     known = states(model, name, always=True)
     state = todays_states(model, read_safetensors(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
@@ -193,6 +198,16 @@ def load(
     if names is not None:
         record(model).naming.give(model, name, names)
     keep_to_budget(model)
+
+
+def _refuse_other_scale(model: nn.Module, name: str, config: PeftConfig, origin: Path) -> None:
+    for site in record(model).plans[name].sites:
+        scales = [config.method(called).scale for called in (site.path, site.weight)]
+        if site.method.scale not in scales:
+            raise StateError(
+                f"{origin} has the scale {scales[0]} at {site.weight}, and the attached adapter {name!r} has {site.method.scale}, with which these "
+                "numbers mean something else; load it with hotswap=True, which takes that into account, or under a name of its own"
+            )
 
 
 def label_names(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .layers.swap import ADAPTERS
+from .layers.swap import own_parameters
 
 _MARK = "_is_hf_initialized"
 
@@ -27,7 +27,7 @@ def head_modules(model: nn.Module) -> list[str]:
 
 def new_modules(model: nn.Module) -> list[str]:
     """Paths of the innermost modules with a parameter that no checkpoint gave; empty unless the model was loaded from one."""
-    parameters = {n: p for n, p in model.named_parameters() if f".{ADAPTERS}." not in f".{n}"}
+    parameters = dict(own_parameters(model))
     if not any(getattr(p, _MARK, False) for p in parameters.values()):
         return []
     return list(dict.fromkeys(name.rpartition(".")[0] for name, p in parameters.items() if not getattr(p, _MARK, False)))

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from .layers.swap import ADAPTERS
+from .layers.swap import own_modules, own_parameters
 
 
 def old_names(model: nn.Module) -> list[dict[str, str]]:
@@ -23,7 +23,7 @@ def old_names(model: nn.Module) -> list[dict[str, str]]:
 
     There are two where a prefix was part of the old names for some of the model's classes only.
     """
-    paths = {name: name.rpartition(".")[0] for name, _ in model.named_parameters() if f".{ADAPTERS}." not in f".{name}"}
+    paths = {name: name.rpartition(".")[0] for name, _ in own_parameters(model)}
     tables: list[dict[str, str]] = []
     for backwards in _renamings(model):
         then: dict[str, set[str]] = {}
@@ -59,7 +59,7 @@ def _renamings(model: nn.Module) -> Iterator[Any]:
 def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """transformers' models: the model itself, or those inside one that is not transformers' own."""
     inside: list[str] = []
-    for path, module in model.named_modules():
+    for path, module in own_modules(model):
         own = any(c.__name__ == "PreTrainedModel" and c.__module__.startswith("transformers.") for c in type(module).__mro__)
         if own and not any(p == "" or path.startswith(p + ".") for p in inside):
             inside.append(path)

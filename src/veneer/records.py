@@ -13,6 +13,7 @@ from .engine import Batches
 from .errors import StateError, suggest
 from .labels import Labels
 from .layers import AdaptedModule, Adapter, SavedModule, Share, Shared, Swapped
+from .layers.swap import own_modules
 from .methods.base import Schedule
 from .planning import Plan, Site
 from .shelf import Shelf
@@ -83,7 +84,7 @@ def record(model: nn.Module) -> Record:
 
 def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
     """Every module with adapted weights, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, AdaptedModule))
+    return ((path, m) for path, m in own_modules(model) if isinstance(m, AdaptedModule))
 
 
 def adapter_of(model: nn.Module, site: Site, name: str) -> Share:
@@ -102,12 +103,12 @@ def attached_at(model: nn.Module, site: Site, name: str) -> Adapter:
 
 def saved_modules(model: nn.Module) -> Iterator[tuple[str, SavedModule]]:
     """Every module with whole copies, by path."""
-    return ((path, m) for path, m in model.named_modules() if isinstance(m, SavedModule))
+    return ((path, m) for path, m in own_modules(model) if isinstance(m, SavedModule))
 
 
 def holders(model: nn.Module) -> Iterator[Swapped]:
     """Every module that holds adapters, of either sort."""
-    return (m for m in model.modules() if isinstance(m, Swapped))
+    return (m for _, m in own_modules(model) if isinstance(m, Swapped))
 
 
 def holders_of(model: nn.Module, names: Iterable[str]) -> list[Swapped]:

@@ -18,7 +18,7 @@ from .config import PeftConfig, matches
 from .errors import TargetError, suggest
 from .heads import head_modules
 from .layers import Fused, fused_weights, is_linear, places, why_not
-from .layers.swap import ADAPTERS
+from .layers.swap import own_modules
 
 if TYPE_CHECKING:
     from .naming import Naming
@@ -43,9 +43,7 @@ class Targets:
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """`named_modules` under every name a module has, without the adapters' own modules."""
-    for path, module in model.named_modules(remove_duplicate=False):
-        if f".{ADAPTERS}." not in f".{path}.":
-            yield path, module
+    return own_modules(model, every_name=True)
 
 
 def parts_by_path(model: nn.Module, config: PeftConfig, saved: list[str]) -> dict[str, tuple[Fused, str]]:

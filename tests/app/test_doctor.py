@@ -92,9 +92,11 @@ def test_a_model_in_hand_is_left_as_it_was(adapter, model):
     found = veneer.diagnose(adapter, base)
     assert found.ok and found.loads == "as it is" and found.layers == 4 and found.reason is None
     assert base.state_dict().keys() == before.keys() and all(torch.equal(t, before[k]) for k, t in base.state_dict().items())
-    wrong = ViTForImageClassification.from_pretrained(model)
+    fewer = ViTForImageClassification.from_pretrained(model)  # of two classes; the head is the adapter's own
+    assert veneer.diagnose(adapter, fewer).loads == "as it is" and fewer.num_labels == 2
+    wrong = ViTForImageClassification(ViTConfig(**base.config.to_dict() | {"intermediate_size": 20}))
     found = veneer.diagnose(adapter, wrong)
-    assert not found.ok and "classifier.bias has shape (3,), the model needs (2,)" in str(found)
+    assert not found.ok and "lora_A.weight has shape (3, 24), the model needs (3, 20)" in str(found)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_every_tab_of_the_guide(hub, run, pictures, standing_in):
     for method in METHODS:
         files = hub.repos[f"someone/vit-{method}"]
         assert hub.private[f"someone/vit-{method}"]
-        assert set(files) - {"schedule.safetensors"} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+        assert set(files) - {"schedule.safetensors"} == {"README.md", "adapter_config.json", "adapter_model.safetensors", "labels.json"}
         config = json.loads(files["adapter_config.json"])
         assert (config["peft_type"], config["base_model_name_or_path"]) == (method.upper(), MODEL)
         card = files["README.md"].decode()

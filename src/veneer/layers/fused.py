@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .swap import Swapped
+from .swap import Swapped, own_modules
 
 _FLAG = "activation_relu_or_gelu"
 
@@ -16,10 +16,10 @@ _FLAG = "activation_relu_or_gelu"
 def hold_open(model: nn.Module) -> dict[str, int]:
     """Make modules with an adapted child call it; returns what `release` needs, by path."""
     before = {}
-    for path, module in model.named_modules():
+    for path, module in own_modules(model):
         if (
             isinstance(module, nn.TransformerEncoderLayer)
-            and any(isinstance(m, Swapped) for m in module.modules())
+            and any(isinstance(m, Swapped) for _, m in own_modules(module))
             and getattr(module, _FLAG)
         ):
             before[path] = getattr(module, _FLAG)

@@ -17,7 +17,7 @@ from ..operators import Rows
 from .base import LayerKind
 from .kinds import places
 from .parts import PartKind
-from .swap import own_class
+from .swap import own_class, own_modules
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def fused_weights(model: nn.Module, custom: Mapping[str, Any] | None = None) -> 
     Raises:
         TargetError: a layout that does not fit the weight, or a name in `custom` that matches no layer.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(own_modules(model, every_name=True))
     missing = set(custom or ())
     for path, module in modules.items():
         parent, _, leaf = path.rpartition(".")

@@ -7,6 +7,7 @@ and deep-copied although it has no name to import.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import nn
@@ -69,6 +70,36 @@ def swapped_class(mixin: type[Swapped], cls: type[nn.Module], members: tuple[str
         namespace = {"__module__": __name__, "__doc__": cls.__doc__, "MEMBERS": members} | {m: mixin.member(m) for m in members}
         _SUBCLASSES[key] = type(f"{mixin.PREFIX}{cls.__name__}", (mixin, cls), namespace)
     return _SUBCLASSES[key]
+
+
+def own_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` without what is inside adapters, in a time that does not grow with their number.
+
+    Args:
+        every_name: a module under each of its paths, and not once.
+    """
+    seen: set[nn.Module] = set()
+
+    def below(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        if not every_name and module in seen:
+            return
+        seen.add(module)
+        yield path, module
+        for name, child in module._modules.items():
+            if child is not None and not (name == ADAPTERS and isinstance(module, Swapped)):
+                yield from below(child, f"{path}.{name}" if path else name)
+
+    return below(model, "")
+
+
+def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """`named_parameters` without those inside adapters."""
+    seen: set[nn.Parameter] = set()
+    for path, module in own_modules(model):
+        for name, p in module._parameters.items():
+            if p is not None and p not in seen:
+                seen.add(p)
+                yield f"{path}.{name}" if path else name, p
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

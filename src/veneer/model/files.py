@@ -243,14 +243,7 @@ class WithFiles(WithAdapters):
         """Attach an adapter with these tensors, inactive, or put them into the one that is attached."""
         model = self.get_base_model()
         if name in self.peft_config:
-            for site in inject.record(model).plans[name].sites:
-                scales = [config.method(called).scale for called in (site.path, site.weight)]
-                if site.method.scale not in scales:
-                    raise StateError(
-                        f"{origin} has the scale {scales[0]} at {site.weight}, and the attached adapter {name!r} has {site.method.scale}, with which these "
-                        "numbers mean something else; load it with hotswap=True, which takes that into account, or under a name of its own"
-                    )
-            files.load(model, name, tensors, origin, shared=config.writes_shared)
+            files.load(model, name, tensors, origin, shared=config.writes_shared, config=config)
             return
         config.inference_mode = not is_trainable
         self._attach(name, config, fresh=False, autocast_adapter_dtype=autocast_adapter_dtype)

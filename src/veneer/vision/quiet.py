@@ -17,6 +17,9 @@ def quieten(verbose: bool = False) -> None:
         logger.propagate = False
     if verbose:
         return
+    # Packages that are imported later warn on import of their own compiled parts and of what torch will change.
+    for all_others in (logging.getLogger(), logging.getLogger("torch")):
+        all_others.setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..swap import own_modules
 from . import bitsandbytes, torchao
 from .base import Storage
 from .floating import FLOAT, FloatStorage
@@ -63,7 +64,7 @@ def why_packed(layer: nn.Module, tensor: str = "weight") -> str | None:
 
 def unknown_packing(model: nn.Module) -> str | None:
     """A weight of a model that is packed in a way that is not supported, as a sentence's beginning; None where there is none."""
-    for path, layer in model.named_modules():
+    for path, layer in own_modules(model):
         for tensor in dict.fromkeys(["weight", *layer._parameters]):
             why = why_packed(layer, tensor) if storage_of(layer, tensor) is None else None
             if why is not None:
@@ -87,7 +88,7 @@ def hold_packing(model: nn.Module) -> dict[str, Any]:
 
     Of the whole model, because gradients run through the layers without an adapter too.
     """
-    found = {path: bitsandbytes.keep_packing(module) for path, module in model.named_modules()}
+    found = {path: bitsandbytes.keep_packing(module) for path, module in own_modules(model)}
     return {path: before for path, before in found.items() if before is not None}
 
 
