@@ -48,7 +48,7 @@ docs: $(VENV)/dev.done ## import arrows, docs examples, generated docs up to dat
 	@$(BIN)/python -m pytest -q tests/house src
 
 bench: $(VENV)/dev.done ## measure, and fail when a stated limit is missed
-	@status=0; for b in step eval attach compiled many_adapters; do echo "== $$b"; $(BIN)/python benchmarks/$$b.py --out benchmarks/results/$$b-latest.json || status=1; done; exit $$status
+	@status=0; for b in step eval attach compiled many_adapters hold; do echo "== $$b"; $(BIN)/python benchmarks/$$b.py --out benchmarks/results/$$b-latest.json || status=1; done; exit $$status
 
 clean: ## remove the environment and caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -123,7 +123,9 @@ def module_at(model: nn.Module, path: str) -> nn.Module | None:
     """The module at a path, past the look-ups of nn.Module, which cost more than switching may; None where other code took it away."""
     found: nn.Module | None = model
     for part in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(part)
+        if found is None:
+            return None
+        found = found.__dict__["_modules"].get(part)
     return found
 
 

@@ -37,22 +37,25 @@ def turn(holder: Swapped, active: Sequence[str], trainable: set[str], changed: I
         changed: the adapters that may have to be turned, beside those that run here; all of the module's if None.
     """
     # Past the look-ups of nn.Module, which take longer than all the rest: switching a large model should not be noticed.
-    held = holder.veneer._modules
-    for name in list(held) if changed is None else {*changed, *holder.veneer_active}:
-        if name in held:
-            train(held[name], name in active and name in trainable)
-    holder.__dict__["veneer_active"] = tuple(n for n in active if n in held)
+    own = holder.__dict__
+    held = own["_modules"]["veneer"].__dict__["_modules"]
+    for name in list(held) if changed is None else {*changed, *own["veneer_active"]}:
+        found = held.get(name)
+        if found is not None:
+            train(found, name in active and name in trainable)
+    own["veneer_active"] = tuple([n for n in active if n in held])
 
 
 def train(module: nn.Module, on: bool) -> None:
     """Let the parameters of a module require grad, or not; only those that change are touched."""
-    own = module.__dict__
-    for p in own["_parameters"].values():
-        if p is not None and p.requires_grad is not on:
-            p.requires_grad = on
-    for child in own["_modules"].values():
-        if child is not None:
-            train(child, on)
+    left: list[nn.Module | None] = [module]
+    for m in left:
+        if m is not None:
+            own = m.__dict__
+            for p in own["_parameters"].values():
+                if p is not None and p.requires_grad is not on:
+                    p.requires_grad = on
+            left += own["_modules"].values()
 
 
 def enable_adapters(self: Swapped, enabled: bool) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from .. import inject, merging
+from .. import inject
 from .wrapper import Wrapper
+
+if TYPE_CHECKING:
+    from .. import merging
 
 
 class WithWeights(Wrapper):
@@ -36,10 +40,14 @@ class WithWeights(Wrapper):
             ConfigError: a device that cannot hold them.
             StateError: an unknown name, merged already, numbers that are not finite, or a bias that has no place; the model is as it was.
         """
+        from .. import merging
+
         return merging.merge(self.get_base_model(), names=adapter_names, safe=safe or safe_merge, originals_device=originals_device)
 
     def unmerge_adapter(self) -> None:
         """Put the original weights back, bit for bit."""
+        from .. import merging
+
         merging.unmerge(self.get_base_model())
 
     def merge_and_unload(
@@ -62,11 +70,15 @@ class WithWeights(Wrapper):
         Raises:
             StateError: the merged weights would not be finite; the model is as it was.
         """
+        from .. import merging
+
         return merging.merge_and_unload(
             self.get_base_model(), names=adapter_names, safe=safe or safe_merge, progress=progressbar, report=report
         )
 
     def unload(self) -> nn.Module:
         """The untouched base model."""
+        from .. import merging
+
         merging.unmerge(self.get_base_model())
         return inject.detach(self.get_base_model())
