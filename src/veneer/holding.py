@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,10 +28,7 @@ class Holding:
     """The part of `PeftModel` that holds many adapters."""
 
     peft_config: dict[str, PeftConfig]
-
-    def get_base_model(self) -> nn.Module:
-        """The base model, adapted in place."""
-        raise NotImplementedError
+    get_base_model: Callable[[], nn.Module]
 
     def hold(self, attached: int | None = None, device_bytes: int | None = None, offload: str | os.PathLike[str] | None = None) -> None:
         """Keep no more adapters in the model's memory than this, the least recently used first to go; without a number nothing goes.

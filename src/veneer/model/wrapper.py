@@ -25,18 +25,7 @@ if TYPE_CHECKING:
 
 
 class Wrapper(nn.Module):
-    """A base model with one adapter on it.
-
-    Args:
-        model: the base model; its layers are adapted in place.
-        peft_config: a method's configuration.
-        adapter_name: letters, digits, `_` and `-`.
-        autocast_adapter_dtype: keep adapters in float32 where the base is in half precision.
-
-    Raises:
-        ConfigError: a configuration that cannot be used, or adapters that cannot live together.
-        TargetError: target names that match nothing, or layers that cannot be adapted; the model is as it was.
-    """
+    """A base model with one adapter on it; `PeftModel` says what its arguments are."""
 
     base_model: AdaptedModel
     peft_config: dict[str, PeftConfig]
