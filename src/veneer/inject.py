@@ -17,11 +17,12 @@ from .labels import label_tensors
 from .layers import AdaptedModule, Adapter, Frozen, Shared, adapt, restore, save_module
 from .layers.fused import hold_open, release
 from .layers.storages import hold_packing, release_packing
-from .layers.switches import enable_adapters, turn
+from .layers.switches import enable_adapters
 from .layers.views import lend_tensors
 from .operators import Adapted
 from .planning import Plan
-from .records import RECORD, Record, adapted_modules, adapter_of, check_names, holders, holders_of, record, saved_modules
+from .reach import turn
+from .records import RECORD, Record, adapted_modules, adapter_of, check_names, holders, holders_of, reaches, record, saved_modules
 from .shelving import bring, lay_down
 
 __all__ = [
@@ -123,8 +124,7 @@ def _switch(model: nn.Module, names: Sequence[str]) -> None:
     note = record(model)
     changed = note.turned | set(names)
     note.active, note.turned = tuple(names), set(names)
-    for holder in holders_of(model, changed):
-        turn(holder, note.active, note.trainable, changed)
+    turn(reaches(model, changed), note.active, note.trainable)
     training = {b for n in names if n in note.trainable for b in note.plans[n].biases}
     for bias in note.first_biases:
         model.get_parameter(bias).requires_grad_(bias in training)

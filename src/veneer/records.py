@@ -16,6 +16,7 @@ from .layers import AdaptedModule, Adapter, SavedModule, Share, Shared, Swapped
 from .layers.swap import own_modules
 from .methods.base import Schedule
 from .planning import Plan, Site
+from .reach import Reach, Reaches, holder_at_end, way
 from .shelf import Shelf
 
 RECORD = "_veneer_record"
@@ -42,6 +43,7 @@ class Record:
     batches: Batches = field(default_factory=Batches)
     """Which adapter each sample of the running forward goes through."""
     shelf: Shelf = field(default_factory=Shelf)
+    reaches: Reaches = field(default_factory=Reaches)
 
     @property
     def labels(self) -> dict[str, dict[int, str]]:
@@ -62,6 +64,7 @@ class Record:
         self.trainable.discard(name)
         self.turned.discard(name)
         self.shelf.forget(name)
+        self.reaches.forget(name)
         self.active = tuple(n for n in self.active if n != name)
 
 
@@ -111,22 +114,15 @@ def holders(model: nn.Module) -> Iterator[Swapped]:
     return (m for _, m in own_modules(model) if isinstance(m, Swapped))
 
 
+def reaches(model: nn.Module, names: Iterable[str]) -> dict[str, Reach]:
+    """The modules and parameters of each of these adapters, in a time that does not grow with the number of adapters attached."""
+    note = record(model)
+    return note.reaches.of(model, {n: note.plans[n].holders for n in names if n in note.plans})
+
+
 def holders_of(model: nn.Module, names: Iterable[str]) -> list[Swapped]:
-    """The modules that hold these adapters, found by their paths: their number is the layers', however many adapters are attached."""
-    plans = record(model).plans
-    paths = {path: None for n in names if n in plans for path in plans[n].holders}
-    found = (module_at(model, path) for path in paths)
-    return [m for m in found if isinstance(m, Swapped)]
-
-
-def module_at(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at a path, past the look-ups of nn.Module, which cost more than switching may; None where other code took it away."""
-    found: nn.Module | None = model
-    for part in path.split(".") if path else ():
-        if found is None:
-            return None
-        found = found.__dict__["_modules"].get(part)
-    return found
+    """The modules that hold any of these adapters, each once."""
+    return list(dict.fromkeys(h for found in reaches(model, names).values() for h in found.holders))
 
 
 def holder_at(model: nn.Module, path: str) -> Swapped:
@@ -135,8 +131,8 @@ def holder_at(model: nn.Module, path: str) -> Swapped:
     Raises:
         StateError: other code has put the layer back as it was.
     """
-    found = module_at(model, path)
-    if not isinstance(found, Swapped):
+    found = holder_at_end(model, way(model, path))
+    if found is None:
         raise StateError(f"{path} has lost its adapters to other code, so none can be put there; unload() and load them anew")
     return found
 

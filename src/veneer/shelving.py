@@ -122,6 +122,7 @@ def _why_not(model: nn.Module, name: str) -> str | None:
 def _pack(model: nn.Module, name: str) -> None:
     note, find = record(model), partial(holder_at, model)
     done = packed(name, note.plans[name], note.shared.get(name), find, note.shelf.patterns)
+    note.reaches.forget(name)
     forget_modules(name, done, find)
     note.plans[name] = done.pattern.plan
     if done.pattern.shared is not None:

@@ -31,7 +31,7 @@ ORDER = [
     ["targets"],
     ["planning", "translation", "vocabulary", "labels", "budget"],
     ["packing"],
-    ["laying", "shelf"],
+    ["laying", "shelf", "reach"],
     ["records"],
     ["shelving"],
     ["inject"],

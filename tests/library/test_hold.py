@@ -16,7 +16,7 @@ import veneer
 from veneer import AdapterFileError, ConfigError, LoraConfig, PeftModel, StateError, get_peft_model
 from veneer.config import config_classes
 from veneer.inject import adapted_modules, holders, record
-from veneer.layers import SavedModule
+from veneer.layers import SavedModule, restore
 
 NAMED = {"id2label": {0: "fir", 1: "oak", 2: "yew"}, "label2id": {"fir": 0, "oak": 1, "yew": 2}}
 SMALL = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8, **NAMED)
@@ -44,6 +44,15 @@ def config(method: str = "LORA", **options) -> veneer.PeftConfig:
 
 def lora(**options) -> LoraConfig:
     return LoraConfig(**{"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False} | options)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
 
 
 def shaken(model: PeftModel, name: str) -> None:
@@ -95,17 +104,17 @@ class TestSwitching:
         places = {n: p.data_ptr() for n, p in base.named_parameters()}
         versions = {n: p._version for n, p in base.named_parameters()}
         visited = []
-        patched = veneer.layers.switches.train
+        patched = veneer.reach.train
 
-        def counting(module, on):
-            visited.append(module)
-            return patched(module, on)
+        def counting(parameters, on):
+            visited.extend(parameters)
+            return patched(parameters, on)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(veneer.layers.switches, "train", counting)
+            patch.setattr(veneer.reach, "train", counting)
             three.set_adapter("c")
-        own = {id(h.veneer[n]) for h in holders(base) for n in "ac" if n in h.veneer}
-        assert {id(m) for m in visited} == own
+        parts = [m for h in holders(base) for n in "ac" if n in h.veneer for m in h.veneer[n].modules()]
+        assert {id(own) for own in visited} == {id(m._parameters) for m in parts if m._parameters}
         assert {n: p.data_ptr() for n, p in base.named_parameters()} == places
         assert {n: p._version for n, p in base.named_parameters()} == versions
 
@@ -134,6 +143,50 @@ class TestSwitching:
         three.set_adapter("c")
         assert all(m.veneer_active == ("c",) for m in modules)
         assert all("veneer.c." in n for n, p in three.named_parameters() if p.requires_grad)
+
+    def test_an_adapter_that_was_turned_on_one_module_and_then_packed_comes_back_whole(self, three, x):
+        expected = outputs(three, x)
+        three.set_adapter("a")
+        module = next(m for _, m in adapted_modules(three.get_base_model()))
+        module.set_adapter("c")
+        three.set_adapter("a")
+        module.set_adapter(["a", "c"])
+        module.set_adapter("a")
+        three.pack_adapter("c")
+        three.set_adapter("b")
+        three.set_adapter("c")
+        assert torch.equal(three(**x).logits, expected["c"])
+
+    @pytest.mark.parametrize("change", ["copied", "compiled", "wrapped", "whole"])
+    def test_reaches_layers_that_other_code_has_replaced_or_wrapped(self, three, x, change):
+        expected = outputs(three, x)
+        if change == "whole":
+            three = copy.deepcopy(three)
+        else:
+            layers = three.get_base_model().vit.layers
+            make = {"copied": copy.deepcopy, "compiled": lambda m: torch.compile(m, backend="eager"), "wrapped": Wrapper}[change]
+            layers[0] = make(layers[0])
+        found = outputs(three, x, "cba")
+        assert all(torch.equal(found[n], expected[n]) for n in "abc")
+        on = [n for n, p in three.named_parameters() if p.requires_grad]
+        assert on and all("veneer.a." in n for n in on)
+        with three.disable_adapter():
+            assert torch.equal(three(**x).logits, vit()(**x).logits)
+
+    def test_a_copy_is_switched_alone(self, three, x):
+        three.set_adapter("b")
+        other = copy.deepcopy(three)
+        other.set_adapter("c")
+        for model, name in ((three, "b"), (other, "c")):
+            assert {m.veneer_active for _, m in adapted_modules(model.get_base_model())} == {(name,)}
+
+    def test_a_layer_that_other_code_has_put_back_stays_as_it_is(self, three):
+        three.set_adapter("b")
+        path, module = next(iter(adapted_modules(three.get_base_model())))
+        restore(module)
+        three.set_adapter("c")
+        assert not hasattr(module, "veneer_active") and type(module) is torch.nn.Linear
+        assert {m.veneer_active for _, m in adapted_modules(three.get_base_model())} == {("c",)}
 
     def test_disabling_is_the_base_for_every_adapter(self, three, x):
         alone = vit()(**x).logits

@@ -27,35 +27,17 @@ def set_adapter(self: Swapped, adapter_names: str | Sequence[str], inference_mod
     note.trainable = note.trainable - set(names) if inference_mode else note.trainable | set(names)
     note.active = tuple(names)
     note.turned |= set(names)
-    turn(self, note.active, note.trainable)
+    for name, held in self.veneer.items():
+        train((m._parameters for m in held.modules()), name in note.active and name in note.trainable)
+    self.veneer_active = tuple(held_adapters(self))
 
 
-def turn(holder: Swapped, active: Sequence[str], trainable: set[str], changed: Iterable[str] | None = None) -> None:
-    """Let exactly these adapters run in one module, and let those of them train that do.
-
-    Args:
-        changed: the adapters that may have to be turned, beside those that run here; all of the module's if None.
-    """
-    # Past the look-ups of nn.Module, which take longer than all the rest: switching a large model should not be noticed.
-    own = holder.__dict__
-    held = own["_modules"]["veneer"].__dict__["_modules"]
-    for name in list(held) if changed is None else {*changed, *own["veneer_active"]}:
-        found = held.get(name)
-        if found is not None:
-            train(found, name in active and name in trainable)
-    own["veneer_active"] = tuple([n for n in active if n in held])
-
-
-def train(module: nn.Module, on: bool) -> None:
-    """Let the parameters of a module require grad, or not; only those that change are touched."""
-    left: list[nn.Module | None] = [module]
-    for m in left:
-        if m is not None:
-            own = m.__dict__
-            for p in own["_parameters"].values():
-                if p is not None and p.requires_grad is not on:
-                    p.requires_grad = on
-            left += own["_modules"].values()
+def train(parameters: Iterable[dict[str, nn.Parameter | None]], on: bool) -> None:
+    """Let parameters require grad, or not; only those that change are touched."""
+    for own in parameters:
+        for p in own.values():
+            if p is not None and p.requires_grad is not on:
+                p.requires_grad = on
 
 
 def enable_adapters(self: Swapped, enabled: bool) -> None:
