@@ -63,7 +63,7 @@ def merge(
         ConfigError: a device that is none, or that holds no numbers.
         StateError: already merged, not finite, or a bias for a layer that has none; the model is as it was.
     """
-    device = None if originals_device is None else _device(originals_device)
+    device = None if originals_device is None else _device(model, originals_device)
     before = record(model).active
     if names is not None:
         activate(model, names)
@@ -98,7 +98,7 @@ def merge(
     return report
 
 
-def _device(said: str | torch.device) -> torch.device:
+def _device(model: nn.Module, said: str | torch.device) -> torch.device:
     try:
         device = torch.device(said)
         torch.empty(0, device=device)
@@ -106,6 +106,13 @@ def _device(said: str | torch.device) -> torch.device:
         raise ConfigError(f"originals_device={said!r} cannot hold the original weights: {e}") from e
     if device.type == "meta":
         raise ConfigError(f"originals_device={said!r} holds no numbers, so the original weights would be lost; say 'cpu', or a GPU")
+    there = torch.empty(0, device=device)
+    for p in model.parameters():
+        if not torch._has_compatible_shallow_copy_type(p.data, there):
+            raise ConfigError(
+                f"originals_device={said!r} cannot hold the original weights: a parameter on {p.device} cannot be moved there and stay the same "
+                "object; leave originals_device out"
+            )
     return device
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..operators import Adapted, ByRows, traced
+from . import autocasting
 from .choice import Choice, Strategy, choose
 from .composed import Term, by_rows, composed
 from .fitting import Fitted, fitted
@@ -144,6 +145,6 @@ def choice_for(f: Fitted) -> Choice:
 
 def _computed_in(x: Tensor, W: Tensor) -> torch.dtype | None:
     """The type in which the layer itself would multiply; None where it would refuse."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not autocasting.is_on(x.device):
         return x.dtype if x.dtype == W.dtype else None
     return None if torch.float64 in (x.dtype, W.dtype) else torch.get_autocast_dtype(x.device.type)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..operators import Adapted, ByRows, Diagonal, Operator, pieces
+from . import autocasting
 from .assignment import BASE, Assignment, Pick, pairs, put_together
 from .choice import Evaluation, Strategy
 from .composed import dropped
@@ -187,7 +188,7 @@ def _builds(kind: Any, layer: Any, share: Share, x: Tensor) -> bool:
     chosen = strategy_now()
     if equation.delta is None or equation.R is not None or share.p or W is None or chosen is Strategy.SPLIT:
         return False
-    if W.dtype.itemsize < 4 or x.dtype != W.dtype or torch.is_autocast_enabled(x.device.type):
+    if W.dtype.itemsize < 4 or x.dtype != W.dtype or autocasting.is_on(x.device):
         return False
     tokens = len(share.samples) // (share.stacked or 1) * x.shape[1]
     at = Evaluation(tokens, tuple(W.shape), W.device, W.dtype, False, True)

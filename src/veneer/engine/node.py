@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..operators import Operator, pieces
+from . import autocasting
 from .choice import Choice
 from .masks import Draw, Mask, mask_of
 from .sources import Source, source_of
@@ -115,7 +116,7 @@ class LinearNode(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         origins, tensors = tensors[: known.origins], tensors[known.origins :]
-        with torch.autocast(x.device.type, enabled=False):
+        with autocasting.off(x.device):
             y, kept = known.linear(W, b, g, tensors).output(x.to(known.dtype), keep, known.choice)
         ctx.known, ctx.rows, ctx.dtype, ctx.n = known, x.shape[0], x.dtype, len(tensors)
         _expect(known)
@@ -146,7 +147,7 @@ class LinearNode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         choice = ctx.known.choice
-        with torch.autocast(dy.device.type, enabled=False):
+        with autocasting.off(dy.device):
             origins, keep, linear, kept = LinearNode.again(ctx)
             wants = ctx.needs_input_grad
             R, delta = linear.R, linear.delta
@@ -246,7 +247,7 @@ class RowFactors(torch.autograd.Function):
 
 
 def _output_again(node: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    with torch.no_grad(), torch.autocast(node.saved_tensors[0].device.type, enabled=False):
+    with torch.no_grad(), autocasting.off(node.saved_tensors[0].device):
         _expect(node.known)
         origins, keep, linear, _ = LinearNode.again(node)
         assert linear.g is not None
@@ -281,7 +282,7 @@ def linear_in_one_node(
         delta = delta.scaled(1 / (1 - p))
     tensors = tuple(t for S in (R, delta) if S is not None for t in S.tensors())
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (flat, b, g, *tensors))):
-        with torch.autocast(x.device.type, enabled=False):
+        with autocasting.off(x.device):
             of_type = Linear(W.to(dtype), None if b is None else b.to(dtype), g, R, delta)
             return of_type.output(flat.to(dtype), keep, choice)[0].unflatten(0, x.shape[:-1])
     source, origins = source_of(x) or (None, ())

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..engine import autocasting
 from ..form import Form
 from ..operators import Diagonal, Operator, Rows
 from .storages import Storage, storage_of
@@ -158,4 +159,4 @@ def common(x: Tensor, matrix: Tensor, bias: Tensor | None) -> tuple[Tensor, Tens
 
 def settled(y: Tensor, x: Tensor) -> Tensor:
     """y in the type that the layer itself would give for x: x's, or the one that autocast has chosen."""
-    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+    return y if autocasting.is_on(x.device) else y.to(x.dtype)
