@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import cases
 import measuring
@@ -39,9 +40,13 @@ def measure(args: argparse.Namespace) -> list[dict]:
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.autocast):
             return model(**inputs).last_hidden_state.float().square().mean()
 
+    trained: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
+
     def step(model: nn.Module) -> None:
         loss(model).backward()
-        for p in model.parameters():
+        if model not in trained:  # as an optimiser holds them
+            trained[model] = [p for p in model.parameters() if p.requires_grad]
+        for p in trained[model]:
             p.grad = None
 
     def fresh() -> nn.Module:

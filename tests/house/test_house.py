@@ -20,7 +20,7 @@ FILES = sorted(SRC.rglob("*.py"))
 
 # A module may import from those before it, and from its own package.
 ORDER = [
-    ["errors", "form", "listing"],
+    ["errors", "form", "listing", "autocasting"],
     ["disk", "front_matter", "pushing", "usage", "operators", "inits", "peft_type"],
     ["config"],
     ["methods"],

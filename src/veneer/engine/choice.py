@@ -6,6 +6,7 @@ the device, and is decided for each forward from shapes alone. W' is put togethe
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,6 +89,22 @@ def choose(strategy: Strategy, at: Evaluation, scaled: bool, R: Operator | None,
     Args:
         scaled: whether W's rows have factors.
     """
+    key = strategy, at, scaled, R and R.signature(), delta and delta.signature()
+    found = _chosen.get(key)
+    if found is None:
+        if len(_chosen) >= MOST_CHOSEN:
+            _chosen.clear()
+        found = _chosen[key] = _choose(strategy, at, scaled, R, delta)
+    return found
+
+
+MOST_CHOSEN = 1024
+"""Choices that are remembered; counting takes as long as a small product, and shapes come again in every step."""
+
+_chosen: dict[Hashable, Choice] = {}
+
+
+def _choose(strategy: Strategy, at: Evaluation, scaled: bool, R: Operator | None, delta: Operator | None) -> Choice:
     scales_weight = scaled and at.may_merge and at.tokens >= at.shape[1]
     if strategy is Strategy.SPLIT or not at.may_merge:
         return Choice(scales_weight=scales_weight)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from .. import autocasting
 from ..operators import Adapted, ByRows, traced
-from . import autocasting
 from .choice import Choice, Strategy, choose
 from .composed import Term, by_rows, composed
 from .fitting import Fitted, fitted

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import autocasting
 from ..operators import Adapted, ByRows, Diagonal, Operator, pieces
-from . import autocasting
 from .assignment import BASE, Assignment, Pick, pairs, put_together
 from .choice import Evaluation, Strategy
 from .composed import dropped

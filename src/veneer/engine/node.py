@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..operators import Operator, pieces
-from . import autocasting
+from .. import autocasting
+from ..operators import Operator, cast, pieces
 from .choice import Choice
 from .masks import Draw, Mask, mask_of
 from .sources import Source, source_of
@@ -98,7 +98,7 @@ class Known:
         n = 0 if self.R is None else len(self.R.tensors())
         R = None if self.R is None else self.R.with_tensors(tensors[:n])
         delta = None if self.delta is None else self.delta.with_tensors(tensors[n:])
-        return Linear(W.to(self.dtype), None if b is None else b.to(self.dtype), g, R, delta)
+        return Linear(cast(W, self.dtype), None if b is None else cast(b, self.dtype), g, R, delta)
 
 
 class LinearNode(torch.autograd.Function):
@@ -117,7 +117,7 @@ class LinearNode(torch.autograd.Function):
     ) -> Tensor:
         origins, tensors = tensors[: known.origins], tensors[known.origins :]
         with autocasting.off(x.device):
-            y, kept = known.linear(W, b, g, tensors).output(x.to(known.dtype), keep, known.choice)
+            y, kept = known.linear(W, b, g, tensors).output(cast(x, known.dtype), keep, known.choice)
         ctx.known, ctx.rows, ctx.dtype, ctx.n = known, x.shape[0], x.dtype, len(tensors)
         _expect(known)
         ctx.save_for_backward(W, b, g, *(origins or (x,)), *tensors, *kept)
@@ -138,9 +138,9 @@ class LinearNode(torch.autograd.Function):
         source, dtype = ctx.known.source, ctx.known.dtype
         if by_pieces and source is not None and source.by_rows and source.alone():
             flat = [t.reshape(ctx.rows, -1) for t in origins]
-            yield from ((rows, x.to(dtype)) for rows, x in source.make_pieces(flat, pieces(*flat)))
+            yield from ((rows, cast(x, dtype)) for rows, x in source.make_pieces(flat, pieces(*flat)))
             return
-        x = (origins[0] if source is None else source.make(*origins).reshape(ctx.rows, -1)).to(dtype)
+        x = cast(origins[0] if source is None else source.make(*origins).reshape(ctx.rows, -1), dtype)
         yield from ((rows, x[rows]) for rows in (pieces(x) if by_pieces and ctx.known.mask is not None else [slice(None)]))
 
     @staticmethod
@@ -174,7 +174,7 @@ class LinearNode(torch.autograd.Function):
                 dx = R.transpose().overwrite(dz)
             db = dy.sum(0) if wants[2] else None
         of_origins = (None,) * ctx.known.origins
-        return None if dx is None else dx.to(ctx.dtype), None, db, None, None, None, *of_origins, *of_R.sums, *of_delta.sums
+        return None if dx is None else cast(dx, ctx.dtype), None, db, None, None, None, *of_origins, *of_R.sums, *of_delta.sums
 
 
 class Total:
@@ -240,9 +240,9 @@ class RowFactors(torch.autograd.Function):
             y, g, b = _output_again(ctx.node)
         total = torch.zeros(g.shape, dtype=g.dtype, device=g.device)
         for rows in pieces(y):
-            total += (y[rows].to(g.dtype) * dy[rows]).sum(0)
-        if b is not None:
-            total -= b * dy.sum(0, dtype=g.dtype)
+            part = cast(y[rows], g.dtype)
+            part = part * dy[rows] if b is None else (part - b).mul_(dy[rows])
+            total += part.sum(0)
         return dy, total.div_(g), None
 
 
@@ -283,12 +283,12 @@ def linear_in_one_node(
     tensors = tuple(t for S in (R, delta) if S is not None for t in S.tensors())
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (flat, b, g, *tensors))):
         with autocasting.off(x.device):
-            of_type = Linear(W.to(dtype), None if b is None else b.to(dtype), g, R, delta)
-            return of_type.output(flat.to(dtype), keep, choice)[0].unflatten(0, x.shape[:-1])
+            of_type = Linear(cast(W, dtype), None if b is None else cast(b, dtype), g, R, delta)
+            return of_type.output(cast(flat, dtype), keep, choice)[0].view(*x.shape[:-1], -1)
     source, origins = source_of(x) or (None, ())
     known = Known(source, mask, choice, dtype, shape_of(R), shape_of(delta), len(origins))
     fixed = None if g is None else g.detach()
     y = LinearNode.apply(flat, W, b, fixed, keep, known, *(t.detach() for t in origins), *tensors)
     if g is not None and g.requires_grad:
         y = RowFactors.apply(y, g, None if b is None else b.detach().to(dtype))
-    return y.unflatten(0, x.shape[:-1])
+    return y.view(*x.shape[:-1], -1)

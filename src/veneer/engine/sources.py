@@ -77,7 +77,7 @@ def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     x, node = args[0], output.grad_fn
     if not isinstance(x, Tensor) or output._version:
         return
-    if any(p.dtype != x.dtype for p in module.parameters(recurse=False)):
+    if any(p is not None and p.dtype != x.dtype for p in module._parameters.values()):
         return  # autocast brought them to one type, which is off when the output is made again
     if _composed(module):
         setattr(output, _NOTE, (of_module(module), (x,)))

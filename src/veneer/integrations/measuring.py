@@ -171,7 +171,7 @@ def _of_layers(base: nn.Module) -> Iterator[tuple[str, LayerMeasure]]:
         for tensor, kind in module.veneer_kinds.items():
             equation = module.equation_of("default", tensor)
             if equation is not None:
-                parameters = sum(s.numel for _, a in module._adapters_of("default", tensor) for s in a.specs if s.trainable)
+                parameters = sum(s.numel for _, a in module._adapters_of(module.at("default"), tensor) for s in a.specs if s.trainable)
                 yield path if kind.called else f"{path}.{tensor}", measured(equation, parameters, W=equation.W.dense())
 
 

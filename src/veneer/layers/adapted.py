@@ -73,18 +73,18 @@ class AdaptedModule(Swapped):
     def adapters(self, tensor: str) -> Iterator[Share]:
         """The active adapters of one weight, and of its parts."""
         for name in running(self):
-            for _, adapter in self._adapters_of(name, tensor):
+            for _, adapter in self._adapters_of(self.at(name), tensor):
                 yield adapter
 
     def at(self, name: str) -> Mapping[str, Share]:
         """One adapter's share of this module, by slot, whether it is attached or packed; empty where it has none."""
-        if name in self.veneer:
-            return self.veneer[name]._modules  # type: ignore[return-value]  # Adapters
+        held = self.veneer._modules.get(name)
+        if held is not None:
+            return held._modules  # type: ignore[return-value]  # Adapters
         packed = None if self.veneer_record is None else self.veneer_record.shelf.fetch(name)
         return {} if packed is None else packed.at(self)
 
-    def _adapters_of(self, name: str, tensor: str) -> Iterator[tuple[LayerKind, Share]]:
-        found = self.at(name)
+    def _adapters_of(self, found: Mapping[str, Share], tensor: str) -> Iterator[tuple[LayerKind, Share]]:
         for slot, kind in [(tensor, self.veneer_kinds[tensor]), *self.veneer_parts.items()]:
             if kind.tensor == tensor and slot in found:
                 yield kind, found[slot]
@@ -110,9 +110,10 @@ class AdaptedModule(Swapped):
         """The active adapters' equations of one weight, each with what is disturbed while training."""
         found = []
         for name in running(self):
-            equation = self.equation_of(name, tensor)
+            own = self.at(name)
+            equation = self.equation_of_all([own], tensor)
             if equation is not None:
-                found.append((equation, next(self._adapters_of(name, tensor))[1].method.noise))
+                found.append((equation, next(self._adapters_of(own, tensor))[1].method.noise))
         return found
 
 
@@ -122,7 +123,7 @@ class AdaptedLayer(AdaptedModule):
     PREFIX: ClassVar[str] = "Adapted"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not self.veneer_reached:
             self.veneer_reached = True
         batch = self.veneer_record.batches.current()
         if batch is not None:

@@ -44,11 +44,9 @@ class Share:
     def values(self) -> Any:
         """The tensors of the moment in the shapes that the equation reads."""
         p = Values()
-        for spec in self.specs:
-            setattr(p, spec.name, spec.view(getattr(self, spec.name)))
+        p.__dict__.update({spec.name: spec.view(getattr(self, spec.name)) for spec in self.specs})
         if self.shared is not None:
-            for name, value in self.shared.named_buffers():
-                setattr(p, name, value)
+            p.__dict__.update(self.shared._buffers)
         return p
 
     def equation(self, W: Adapted) -> Adapted:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..engine import autocasting
+from .. import autocasting
 from ..form import Form
 from ..operators import Diagonal, Operator, Rows
 from .storages import Storage, storage_of

@@ -20,6 +20,8 @@ ADAPTERS = "veneer"
 
 _SUBCLASSES: dict[tuple[type, type, tuple[str, ...]], type] = {}
 
+_OWN_CLASSES: dict[type, type[nn.Module]] = {}
+
 
 class Swapped(nn.Module):
     """Mixed in before a module's own class; what every swapped module has."""
@@ -104,7 +106,11 @@ def own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 def own_class(module: nn.Module) -> type[nn.Module]:
     """The class a swapped module had; found by search, because FSDP2 puts a class of its own in front."""
-    return next(c for c in type(module).__mro__ if not issubclass(c, Swapped) and issubclass(c, nn.Module))
+    cls = type(module)
+    found = _OWN_CLASSES.get(cls)
+    if found is None:
+        found = _OWN_CLASSES[cls] = next(c for c in cls.__mro__ if not issubclass(c, Swapped) and issubclass(c, nn.Module))
+    return found
 
 
 def unadapted(module: Swapped) -> nn.Module:

@@ -14,7 +14,7 @@ from .. import inits
 from .. import operators as op
 from ..config import BiasConfig, PatternConfig, check_choice, check_probability, pattern_value, register
 from ..errors import ConfigError
-from .base import Facts, Form, Method, Noise, Parameter
+from .base import SILENT, Facts, Form, Method, Noise, Parameter
 from .dora import Dora
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Lora(Method):
 
     @property
     def noise(self) -> Noise:
-        return Noise(input=self.dropout)
+        return Noise(input=self.dropout) if self.dropout else SILENT
 
     @property
     def shifts(self) -> bool:

@@ -7,7 +7,7 @@ libraries long. `compose` is a function because torch.compile's tracer takes `+`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -63,7 +63,8 @@ class Adapted:
     def __add__(self, delta: Operator) -> Adapted:
         if self.L is not None:
             raise TypeError("an equation adds Δ before it multiplies from the left: L (W R + Δ)")
-        return replace(self, delta=delta if self.delta is None else self.delta + delta)
+        delta = delta if self.delta is None else self.delta + delta
+        return Adapted(self.W, self.R, delta, self.L, self.scales_bias, self.shift)
 
     def dense(self) -> Tensor:
         """W' as an (out, in) tensor in the widest of the types involved."""
@@ -107,11 +108,12 @@ def compose(left: Operator | Adapted, right: Operator | Adapted) -> Adapted:
         TypeError: both sides, or neither, are equations; or a rotation of the input would follow Δ or L, which the normal form cannot say.
     """
     if isinstance(right, Adapted) and isinstance(left, Operator):
-        return replace(right, L=left if right.L is None else Product(left, right.L))
+        L = left if right.L is None else Product(left, right.L)
+        return Adapted(right.W, right.R, right.delta, L, right.scales_bias, right.shift)
     if isinstance(left, Adapted) and isinstance(right, Operator):
         if not (left.additive and left.delta is None):
             raise TypeError("an equation multiplies from the right before anything else: L (W R + Δ)")
-        return replace(left, R=right)
+        return Adapted(left.W, right, left.delta, left.L, left.scales_bias, left.shift)
     raise TypeError(f"compose takes one equation and one operator, got {type(left).__name__} and {type(right).__name__}")
 
 

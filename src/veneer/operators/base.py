@@ -7,10 +7,9 @@ the parameters of the moment, because a cached one would keep tensors that `.to(
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from .truncation import Spectrum
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Cost:
     """Floating-point operations and bytes moved; costs of successive steps add."""
 
@@ -180,14 +179,15 @@ class Operator:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """S's tensors, in the order of its fields."""
-        found: list[Tensor] = []
+        return tuple(_tensors(self.parts()))
 
-        def note(t: Tensor) -> Tensor:
-            found.append(t)
-            return t
+    def signature(self) -> tuple[Hashable, ...]:
+        """What its costs depend on: its class, the shapes of its tensors and its plain fields."""
+        return type(self), *(_signature(value) for value in self.parts())
 
-        self.map(note)
-        return tuple(found)
+    def parts(self) -> list[Any]:
+        """The values of its fields, in their order."""
+        return [getattr(self, name) for name in self.__match_args__]  # type: ignore[attr-defined]  # subclasses are dataclasses
 
     def with_tensors(self, tensors: Iterable[Tensor]) -> Self:
         """The same operator with other tensors, in the order of `tensors()`."""
@@ -208,12 +208,11 @@ class Operator:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Self:
         """The same operator with f applied to each of its tensors."""
-        parts = {p.name: getattr(self, p.name) for p in dataclasses.fields(self)}  # type: ignore[arg-type]  # subclasses are dataclasses
-        return type(self)(**{name: _map(value, f) for name, value in parts.items()})
+        return type(self)(*[_map(value, f) for value in self.parts()])
 
     def to(self, dtype: torch.dtype) -> Self:
         """The same operator in another number type; the one dtype boundary of the engine."""
-        return self.map(lambda t: t.to(dtype))
+        return self.map(lambda t: cast(t, dtype))
 
     def __add__(self, other: Operator) -> Operator:
         from .sums import Sum
@@ -227,6 +226,11 @@ class Operator:
 def traced() -> bool:
     """Whether a compiler or a function transform looks on, which follow autograd's own operations only."""
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def cast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t.to(dtype), whose call alone takes as long as ten comparisons."""
+    return t if t.dtype is dtype else t.to(dtype)
 
 
 def times(x: Tensor, M: Tensor) -> Tensor:
@@ -266,6 +270,24 @@ def _map(value: T, f: Callable[[Tensor], Tensor]) -> T:
     return value
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Operator):
+            yield from _tensors(value.parts())
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
+
+
+def _signature(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, Operator):
+        return value.signature()
+    return tuple(_signature(v) for v in value) if isinstance(value, tuple) else value
+
+
 def stack(operators: Sequence[Operator]) -> Operator:
     """One operator with a leading batch dimension, from operators of one type and one shape.
 
@@ -279,9 +301,7 @@ def stack(operators: Sequence[Operator]) -> Operator:
     first = operators[0]
     if any(type(o) is not type(first) for o in operators):
         raise TypeError(f"stack needs operators of one type, got {sorted({type(o).__name__ for o in operators})}")
-    names = [p.name for p in dataclasses.fields(first)]  # type: ignore[arg-type]  # operators are dataclasses
-    columns = {name: [getattr(o, name) for o in operators] for name in names}
-    return type(first)(**{name: _stack(values) for name, values in columns.items()})
+    return type(first)(*[_stack(list(values)) for values in zip(*(o.parts() for o in operators), strict=True)])
 
 
 def _stack(values: list[T]) -> T:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Cost, Operator, pieces
+from .. import autocasting
+from .base import Cost, Operator, pieces, traced
 from .rotations import gram_error
 
 WIDE = 32
@@ -28,6 +29,9 @@ class BlockDiagonal(Operator):
 
     blocks: Tensor
 
+    def __post_init__(self) -> None:
+        self._wide: BlockDiagonal | None = None
+
     @property
     def shape(self) -> tuple[int, int]:
         n, b = self.blocks.shape[-3:-1]
@@ -41,9 +45,14 @@ class BlockDiagonal(Operator):
 
     def wide(self) -> BlockDiagonal:
         """The same map in blocks of up to WIDE numbers."""
-        n, b = self.blocks.shape[-3:-1]
-        k = next((k for k in range(WIDE // b, 1, -1) if n % k == 0), 1)
-        return self if k == 1 else BlockDiagonal(BlockDiagonal(self.blocks.unflatten(-3, (n // k, k))).dense())
+        followed = torch.is_grad_enabled() and self.blocks.requires_grad
+        if self._wide is None or self._wide.blocks.requires_grad is not followed:
+            n, b = self.blocks.shape[-3:-1]
+            k = next((k for k in range(WIDE // b, 1, -1) if n % k == 0), 1)
+            if k == 1:
+                return self
+            self._wide = BlockDiagonal(BlockDiagonal(self.blocks.unflatten(-3, (n // k, k))).dense())
+        return self._wide
 
     def overwrite(self, x: Tensor) -> Tensor:
         blocks = self.wide().blocks
@@ -61,7 +70,10 @@ class BlockDiagonal(Operator):
         return (torch.diagonal(G.view(N, n // N, b, n // N, b), dim1=1, dim2=3).permute(0, 3, 1, 2).reshape(n, b, b),)
 
     def transpose(self) -> BlockDiagonal:
-        return BlockDiagonal(self.blocks.mT)
+        found = BlockDiagonal(self.blocks.mT)
+        if self._wide is not None:
+            found._wide = BlockDiagonal(self._wide.blocks.mT)
+        return found
 
     def scaled(self, s: float) -> BlockDiagonal:
         return BlockDiagonal(s * self.blocks)
@@ -107,17 +119,10 @@ class Butterfly(Operator):
 
     def collapsed(self) -> BlockDiagonal:
         """The same map with one block for each chunk of the last factor."""
-        *batch, m, n, b, _ = self.blocks.shape
+        *_, m, _, b, _ = self.blocks.shape
         wide = b << (m - 1)
-        M = BlockDiagonal(self.blocks[..., 0, :, :, :].unflatten(-3, (n * b // wide, wide // b))).dense()  # (…, N, wide, wide)
-        for i in range(1, m):
-            half, chunk = b // 2, b << i
-            # Rows as (chunks, pairs of half blocks, 2, half): Pᵀ puts the gathered order back into the order of the blocks, P undoes it.
-            rows = M.reshape(*batch, -1, wide // chunk, 2, chunk // b, half, wide)
-            inner = rows.transpose(-4, -3).reshape(*batch, -1, wide // b, b, wide)
-            inner = self.blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)) @ inner
-            rows = inner.reshape(*batch, -1, wide // chunk, chunk // b, 2, half, wide).transpose(-4, -3)
-            M = rows.reshape(*batch, -1, wide, wide)
+        with autocasting.off(self.blocks.device):
+            M = _collapsed(self.blocks, wide)[0] if traced() else Collapse.apply(self.blocks, wide)
         return BlockDiagonal(M.mT if self.transposed else M)
 
     def for_tokens(self) -> BlockDiagonal:
@@ -152,6 +157,55 @@ class Butterfly(Operator):
         wide = b << (m - 1)
         build = Cost(2 * (m - 1) * n * b * b * wide, itemsize * 2 * m * n * b * wide)
         return build + Cost(2 * tokens * n * b * wide, itemsize * (2 * tokens * n * b + n * b * wide))
+
+
+def _collapsed(blocks: Tensor, wide: int) -> tuple[Tensor, list[Tensor]]:
+    """The factors multiplied out, (…, N, wide, wide), and what each factor but the first met."""
+    *_, m, n, b, _ = blocks.shape
+    M = BlockDiagonal(blocks[..., 0, :, :, :].unflatten(-3, (n * b // wide, wide // b))).dense()
+    met = []
+    for i in range(1, m):
+        met.append(_gathered(M, b, i))
+        M = _spread(blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)) @ met[-1], i)
+    return M, met
+
+
+def _gathered(M: Tensor, b: int, i: int) -> Tensor:
+    """P_iᵀ M: (…, N, wide, wide) → (…, N, wide / b, b, wide), the rows in the order of the blocks of S_i."""
+    *batch, wide, columns = M.shape
+    rows = M.reshape(*batch, wide // (b << i), 2, 1 << i, b // 2, columns)
+    return rows.transpose(-4, -3).reshape(*batch, wide // b, b, columns)
+
+
+def _spread(M: Tensor, i: int) -> Tensor:
+    """P_i M, which undoes `_gathered`."""
+    *batch, blocks, b, columns = M.shape
+    rows = M.reshape(*batch, blocks >> i, 1 << i, 2, b // 2, columns)
+    return rows.transpose(-4, -3).reshape(*batch, blocks * b, columns)
+
+
+class Collapse(torch.autograd.Function):
+    """The factors multiplied out, of which backward makes what each has met again, instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: Tensor, wide: int) -> Tensor:
+        ctx.save_for_backward(blocks)
+        return _collapsed(blocks, wide)[0]
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
+        (blocks,) = ctx.saved_tensors
+        *_, m, n, b, _ = blocks.shape
+        wide = G.shape[-1]
+        _, met = _collapsed(blocks, wide)
+        found = []
+        for i in range(m - 1, 0, -1):
+            dM = _gathered(G, b, i)
+            found.append((dM @ met[i - 1].mT).flatten(-4, -3))
+            G = _spread(blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)).mT @ dM, i)
+        inside = G.unflatten(-1, (wide // b, b)).unflatten(-3, (wide // b, b))  # (…, N, wide / b, b, wide / b, b)
+        found.append(torch.diagonal(inside, dim1=-4, dim2=-2).movedim(-1, -3).flatten(-4, -3))
+        return torch.stack(found[::-1], -4), None
 
 
 def _with_identities(blocks: Tensor, p: float) -> Tensor:

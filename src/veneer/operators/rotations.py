@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import autocasting
 from .base import traced
 from .low_rank import LowRank
 from .products import IdentityPlus
@@ -71,7 +72,7 @@ def cayley(Q: Tensor) -> Tensor:
 
 
 def _cayley(Q: Tensor) -> Tensor:
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
+    eye = _eye(Q)
     return torch.linalg.solve(eye + Q, eye - Q, left=False)
 
 
@@ -87,48 +88,64 @@ class Cayley(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> Tensor:
         (R,) = ctx.saved_tensors
-        left = (torch.eye(R.shape[-1], dtype=R.dtype, device=R.device) + R).mT
+        left = (_eye(R) + R).mT
         return -0.5 * (left @ G @ left)
 
 
 def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
     """I + 2 Q + 2 Q² + … + Qⁿ⁻¹ with n terms, near (I + Q)(I − Q)⁻¹ where ‖Q‖ < 1; the last power of n ≥ 4 counts once, and 3 means 4."""
-    return _neumann(Q, terms) if traced() else CayleyNeumann.apply(Q, terms)
+    if terms < 3:
+        return _eye(Q) + 2 * (terms - 1) * Q
+    with autocasting.off(Q.device):
+        if not traced():
+            return CayleyNeumann.apply(Q, max(terms, 4))
+        left, right, *_ = _factors(Q, max(terms, 4))
+        return left @ right
 
 
-def _powers(Q: Tensor, terms: int) -> list[Tensor]:
-    """Horner's scheme: P₀ = 2 I + Q, P_k = 2 I + Q P_{k−1}; the series is I + Q P."""
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    found = [2 * eye + Q if terms > 2 else (2 * eye).expand_as(Q)]
-    for _ in range(max(terms, 4) - 3 if terms > 2 else 0):
-        found.append(2 * eye + Q @ found[-1])
-    return found
+def _factors(Q: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The two factors of the series, S, and the stages of H: half as many products as terms.
 
-
-def _neumann(Q: Tensor, terms: int) -> Tensor:
-    eye = torch.eye(Q.shape[-1], dtype=Q.dtype, device=Q.device)
-    return eye + Q @ _powers(Q, terms)[-1] if terms > 1 else eye.expand_as(Q)
+    The series is (I + Q)(I + Q + … + Qⁿ⁻²). With S = Q² and H = I + S + S² + … of ⌊(n−1)/2⌋ terms, that is (I + 2 Q + S) H for odd n, and (I + Q)(I + (Q + S) H) for even n.
+    """
+    eye = _eye(Q)
+    S = Q @ Q
+    H = [eye]
+    for i in range((n - 1) // 2 - 1):
+        H.append(eye + S if i == 0 else eye + S @ H[-1])
+    left = eye + Q if n % 2 == 0 else (eye + S).add(Q, alpha=2)
+    right = H[-1] if n % 2 else eye + (Q + S) @ H[-1]
+    return left, right, S, H
 
 
 class CayleyNeumann(torch.autograd.Function):
-    """The series, of which backward computes the powers again from Q instead of keeping them."""
+    """The series, of which backward computes the factors again from Q instead of keeping them."""
 
     @staticmethod
-    def forward(ctx: Any, Q: Tensor, terms: int) -> Tensor:
+    def forward(ctx: Any, Q: Tensor, n: int) -> Tensor:
         ctx.save_for_backward(Q)
-        ctx.terms = terms
-        return _neumann(Q, terms)
+        ctx.n = n
+        left, right, *_ = _factors(Q, n)
+        return left @ right
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         (Q,) = ctx.saved_tensors
-        if ctx.terms < 2:
-            return torch.zeros_like(Q), None
-        powers, Qt = _powers(Q, ctx.terms), Q.mT
-        dQ, dP = G @ powers[-1].mT, Qt @ G
-        for P in reversed(powers[:-1]):
-            dQ, dP = dQ + dP @ P.mT, Qt @ dP
-        return dQ + dP if ctx.terms > 2 else dQ, None
+        left, right, S, H = _factors(Q, ctx.n)
+        dleft, dright = G @ right.mT, left.mT @ G
+        if ctx.n % 2:
+            dQ, dS, dH = 2 * dleft, dleft, dright
+        else:
+            dS = dright @ H[-1].mT
+            dQ, dH = dleft + dS, (Q + S).mT @ dright
+        for before in reversed(H[:-1]):
+            dS = dS + (dH if before is H[0] else dH @ before.mT)
+            dH = S.mT @ dH if before is not H[0] else dH
+        return (dS @ Q.mT).add_(Q.mT @ dS).add_(dQ), None
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 def reflections(U: Tensor) -> IdentityPlus:
