@@ -45,10 +45,30 @@ def model(case: str) -> veneer.PeftModel:
     return veneer.get_peft_model(base, getattr(veneer, name)(target_modules=["up", "down"], modules_to_save=["2"], **options))
 
 
+MIXED = {"a": "lora", "b": "oft", "c": "dora", "d": "loha"}
+"""Adapters that train together, each on its own samples of every batch."""
+
+
+def mixed() -> veneer.PeftModel:
+    torch.manual_seed(0)
+    base = nn.Sequential(Block(), Block(), nn.Linear(8, 3))
+    peft = None
+    for name, case in MIXED.items():
+        config, options = CASES[case]
+        made = getattr(veneer, config)(target_modules=["up", "down"], modules_to_save=["2"], **options)
+        if peft is None:
+            peft = veneer.get_peft_model(base, made, name)
+        else:
+            peft.add_adapter(name, made)
+    assert peft is not None
+    peft.set_adapter(list(MIXED))
+    return peft
+
+
 def train(kind: str, case: str, directory: Path) -> None:
     """A few steps; `directory` gets the adapter."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    peft = model(case)
+    peft = mixed() if case == "mixed" else model(case)
     runs: nn.Module = peft
     if kind == "ddp":
         runs = nn.parallel.DistributedDataParallel(peft)
@@ -66,7 +86,8 @@ def train(kind: str, case: str, directory: Path) -> None:
         x = torch.randn(8, 8, generator=generator)
         part = x if kind == "single" else x.chunk(world)[rank]
         optimizer.zero_grad()
-        runs(part).square().mean().backward()
+        names = {"adapter_names": (list(MIXED) * len(x))[: len(part)]} if case == "mixed" else {}
+        runs(part, **names).square().mean().backward()
         optimizer.step()
     full = None
     if kind == "fsdp2":
@@ -78,7 +99,7 @@ def train(kind: str, case: str, directory: Path) -> None:
 
 def main(kind: str, directory: Path) -> None:
     dist.init_process_group("gloo")
-    for case in CASES:
+    for case in [*CASES, "mixed"]:
         train(kind, case, directory / case)
         dist.barrier()
     dist.destroy_process_group()

@@ -45,3 +45,14 @@ def test_two_processes_equal_one(case, together, tmp_path):
     start = script.model(case).state_dict()
     trained = [k for k in expected if k.endswith("2.weight")]
     assert trained and not torch.equal(expected[trained[0]], start["base_model.model.2.veneer.default.weight"])
+
+
+def test_adapters_that_train_in_one_batch(together, tmp_path):
+    script.train("single", "mixed", tmp_path)
+    for name in script.MIXED:
+        found, expected = (load_file(d / name / "adapter_model.safetensors") for d in (together / "mixed", tmp_path))
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        start = {k: t for k, t in script.mixed().state_dict().items() if f".veneer.{name}." in k}
+        head = f"base_model.model.2.veneer.{name}.weight"
+        assert head in start and not torch.equal(expected["base_model.model.2.weight"], start[head])
