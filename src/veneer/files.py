@@ -20,6 +20,7 @@ from .inject import adapter_of, record
 from .labels import LABELS_NAME, checked, chosen, label_tensors, written
 from .labels import read as read_labels
 from .layers import SavedModule, set_outputs, takes_outputs
+from .methods.transfer import difference
 from .planning import Plan
 from .shelving import keep_to_budget, unpack
 
@@ -171,7 +172,7 @@ def load(
 
     Raises:
         AdapterFileError: as `check_tensors`; nothing was copied.
-        StateError: the file's changes have another scale; nothing was copied.
+        StateError: the file's equation or its scale is another; nothing was copied.
     """
     from .translation import fitted, todays_states
 
@@ -182,7 +183,7 @@ def load(
     resized = _resized(heads, tensors, expected)
     check_tensors(tensors, expected | {k: torch.empty(tensors[k].shape, device="meta") for k in expected if k in resized}, str(directory))
     if config is not None:
-        _refuse_other_scale(model, name, config, directory)
+        _refuse_other_equation(model, name, config, directory)
     names = label_names(model, record(model).plans[name], tensors, directory, labels or record(model).labels.get(name), read=labels is None)
     known = states(model, name, always=True)
     state = todays_states(model, read_safetensors(directory / STATE_NAME)) if known and (directory / STATE_NAME).is_file() else {}
@@ -200,12 +201,18 @@ def load(
     keep_to_budget(model)
 
 
-def _refuse_other_scale(model: nn.Module, name: str, config: PeftConfig, origin: Path) -> None:
+def _refuse_other_equation(model: nn.Module, name: str, config: PeftConfig, origin: Path) -> None:
     for site in record(model).plans[name].sites:
-        scales = [config.method(called).scale for called in (site.path, site.weight)]
-        if site.method.scale not in scales:
+        methods = [config.method(called) for called in (site.path, site.weight)]
+        reasons = [difference(site.method, other) for other in methods]
+        if None not in reasons:
             raise StateError(
-                f"{origin} has the scale {scales[0]} at {site.weight}, and the attached adapter {name!r} has {site.method.scale}, with which these "
+                f"{origin} cannot be read into the attached adapter {name!r}: at {site.weight} {reasons[0]}, with which these numbers mean something else; "
+                "load it under a name of its own"
+            )
+        if site.method.scale not in [m.scale for m in methods]:
+            raise StateError(
+                f"{origin} has the scale {methods[0].scale} at {site.weight}, and the attached adapter {name!r} has {site.method.scale}, with which these "
                 "numbers mean something else; load it with hotswap=True, which takes that into account, or under a name of its own"
             )
 

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,7 @@ def hotswap_adapter(
     directory = locate(model_name_or_path, **kwargs)
     unpack(base, [adapter_name])
     tensors = {k: t.to(torch_device or "cpu") for k, t in files.read_tensors(directory).items()}
-    swap_in(base, adapter_name, PeftConfig.read(directory), renamed(tensors, key_mapping), str(directory))
+    swap_in(base, adapter_name, PeftConfig.read(directory), renamed(tensors, key_mapping), directory)
 
 
 def prepare_model_for_compiled_hotswap(
@@ -125,16 +126,16 @@ def prepare_model_for_compiled_hotswap(
 
 
 @torch.no_grad()
-def swap_in(model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Copy another adapter's tensors into an attached one's, after everything was checked.
+def swap_in(model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Copy another adapter's tensors into an attached one's, after everything was checked; label names follow.
 
     Args:
         model: the base model, adapted in place.
         config: of the new adapter.
         tensors: by their names in the file.
-        origin: what errors call it.
+        directory: where it lies.
     """
-    note = record(model)
+    note, origin = record(model), str(directory)
     config, tensors = todays(model, copy.copy(config), tensors)
     attached, new = note.plans[name], plan(model, config, fresh=False)
     _refuse_what_is_not_there(attached, new, name, origin)
@@ -161,8 +162,13 @@ def swap_in(model: nn.Module, name: str, config: PeftConfig, tensors: Mapping[st
     writes += [(t, tensors[key]) for key, t in held.items()]
     writes += list(_base_values(model, attached, new, name))
     writes += [(model.get_parameter(b), tensors[_bias_key(new, b)]) for b in new.biases]
+    names, base = files.label_names(model, new, tensors, directory), note.naming.of_base(model)
+    if names is None and name in note.labels and base is not None:
+        names = base.names  # its head is the base's again
     for target, value in writes:
         target.copy_(value)
+    if names is not None:
+        note.naming.give(model, name, names)
 
 
 def _into(adapter: Adapter, values: Mapping[str, Tensor]) -> Iterator[_Write]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from veneer import AdapterFileError, ConfigError, LoraConfig, PeftModel, StateError, get_peft_model
+from veneer import AdaLoraConfig, AdapterFileError, ConfigError, LoraConfig, OFTConfig, PeftModel, StateError, get_peft_model
 
 KEY = "base_model.model.0.lora_A.weight"
 
@@ -160,3 +160,27 @@ def test_a_killed_writer_leaves_a_whole_adapter(tmp_path, after):
     model = PeftModel.from_pretrained(nn.Sequential(nn.Linear(512, 512)), tmp_path / "a")
     values = {float(v) for p in model.get_base_model()[0].veneer["default"].parameters() for v in p.unique()}
     assert len(values) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (OFTConfig(oft_block_size=4), OFTConfig(oft_block_size=4, use_cayley_neumann=False), "terms"),
+        (OFTConfig(oft_block_size=4), OFTConfig(oft_block_size=4, coft=True, eps=1e-2), "eps"),
+        (LoraConfig(r=2), AdaLoraConfig(init_r=2, target_r=1, total_step=10), None),
+    ],
+    ids=["exact", "constrained", "another method"],
+)
+def test_a_file_of_another_equation_is_not_read_into_an_attached_adapter(first, second, said, tmp_path):
+    def made(config):
+        config.target_modules = ["0"]
+        return get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
+
+    made(second).save_pretrained(tmp_path)
+    model = made(first)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises((StateError, AdapterFileError), match=said):
+        model.load_adapter(tmp_path, "default")
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    model.load_adapter(tmp_path, "other")
+    assert model.active_adapters == ["default"]

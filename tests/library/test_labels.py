@@ -200,3 +200,31 @@ class TestFiles:
         model.load_adapter(folder, "animals")
         assert labels_of(model) == PLANTS
         assert torch.equal(model(**inputs).logits, alone.eval()(**inputs).logits)
+
+
+class TestHotSwap:
+    def test_names_follow_the_numbers(self, tmp_path, inputs):
+        other = get_peft_model(vit(["ant", "bee", "elk", "yak"]), with_head())
+        other.save_pretrained(tmp_path / "other")
+        model = get_peft_model(vit(ANIMALS), with_head()).eval()
+        model.load_adapter(tmp_path / "other", "default", hotswap=True)
+        assert labels_of(model) == ["ant", "bee", "elk", "yak"]
+        assert torch.equal(model(**inputs).logits, other.eval()(**inputs).logits)
+        model.save_pretrained(tmp_path / "saved")
+        assert labels_of(PeftModel.from_pretrained(vit(ANIMALS), tmp_path / "saved")) == ["ant", "bee", "elk", "yak"]
+
+    def test_an_adapter_without_a_head_brings_back_the_bases_names(self, tmp_path):
+        get_peft_model(vit(ANIMALS), LoraConfig(r=2)).save_pretrained(tmp_path / "plain")
+        get_peft_model(vit(["ant", "bee", "elk", "yak"]), with_head()).save_pretrained(tmp_path / "other")
+        model = get_peft_model(vit(ANIMALS), with_head())
+        model.load_adapter(tmp_path / "other", "default", hotswap=True)
+        model.load_adapter(tmp_path / "plain", "default", hotswap=True)
+        assert labels_of(model) == ANIMALS
+
+    def test_another_number_of_labels_is_refused_and_nothing_changes(self, plants):
+        model = get_peft_model(vit(ANIMALS), with_head())
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        with pytest.raises(AdapterFileError):
+            model.load_adapter(plants[0], "default", hotswap=True)
+        assert labels_of(model) == ANIMALS
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

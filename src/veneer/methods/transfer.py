@@ -26,7 +26,7 @@ def values_for(own: Method, other: Method, form: Form, given: Mapping[str, Tenso
     """
     import torch
 
-    why = _difference(own, other)
+    why = difference(own, other)
     specs, others = own.all_parameters(form), {s.name: s for s in other.all_parameters(form)}
     if why is None and others.keys() != {s.name for s in specs}:
         why = f"it has the tensors {', '.join(others)}, the attached one {', '.join(s.name for s in specs)}"
@@ -69,7 +69,7 @@ def _grown(spec: Parameter, value: Tensor, where: str) -> Tensor:
     return whole
 
 
-def _difference(own: Method, other: Method) -> str | None:
+def difference(own: Method, other: Method) -> str | None:
     """In what two methods' equations differ, beyond what tensors can make up for."""
     if type(own) is not type(other):
         return f"it is {type(other).__name__}, the attached one {type(own).__name__}"
@@ -77,7 +77,7 @@ def _difference(own: Method, other: Method) -> str | None:
     for f in fields(own):
         a, b = getattr(own, f.name), getattr(other, f.name)
         if isinstance(a, Method) and isinstance(b, Method):
-            inner = _difference(a, b)
+            inner = difference(a, b)
             if inner is not None:
                 return inner
         elif f.name not in own.loose and a != b:
