@@ -20,8 +20,7 @@ def main() -> int:
 
     def step(run: nn.Module, model: nn.Module) -> None:
         run(**inputs).last_hidden_state.square().mean().backward()
-        for p in model.parameters():
-            p.grad = None
+        measuring.forget_gradients(model)
 
     def fresh() -> nn.Module:
         return cases.model("vit-base", args.layers, args.device, torch.float32)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -55,6 +56,17 @@ def clock(f: Callable[[], object], cuda: bool) -> tuple[float, float]:
     start, cpu = time.perf_counter(), time.process_time()
     f()
     return time.perf_counter() - start, time.process_time() - cpu
+
+
+_trained: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
+
+
+def forget_gradients(model: nn.Module) -> None:
+    """As an optimiser does, which holds the trained parameters in a list and does not search the model for them."""
+    if model not in _trained:
+        _trained[model] = [p for p in model.parameters() if p.requires_grad]
+    for p in _trained[model]:
+        p.grad = None
 
 
 def interleaved(

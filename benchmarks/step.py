@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import cases
 import measuring
@@ -40,14 +39,9 @@ def measure(args: argparse.Namespace) -> list[dict]:
         with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=args.autocast):
             return model(**inputs).last_hidden_state.float().square().mean()
 
-    trained: WeakKeyDictionary[nn.Module, list[nn.Parameter]] = WeakKeyDictionary()
-
     def step(model: nn.Module) -> None:
         loss(model).backward()
-        if model not in trained:  # as an optimiser holds them
-            trained[model] = [p for p in model.parameters() if p.requires_grad]
-        for p in trained[model]:
-            p.grad = None
+        measuring.forget_gradients(model)
 
     def fresh() -> nn.Module:
         return cases.model(args.model, args.layers, args.device, dtype)
