@@ -120,7 +120,19 @@ def _download(repo: str, subfolder: str | None, hub: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=[base + "*.safetensors", base + "*.json"], **hub))
     except HFValidationError:
-        raise AdapterFileError(f"{repo} is not a directory here, and cannot be a repository's name (owner/name); check the path") from None
+        raise AdapterFileError(
+            f"{repo} is not a directory here, and cannot be a repository's name (owner/name); check the path.{_nearby(repo)}"
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise AdapterFileError(f"{repo} is not a directory here, and could not be fetched from the hub: {reason}") from e
+        raise AdapterFileError(f"{repo} is not a directory here, and could not be fetched from the hub: {reason}{_nearby(repo)}") from e
+
+
+def _nearby(path: str) -> str:
+    """The folder that may have been meant, as the end of a message."""
+    wanted = Path(path)
+    try:
+        beside = [p.name for p in wanted.parent.iterdir() if p.is_dir()]
+    except OSError:
+        return ""
+    return suggest(wanted.name, beside)

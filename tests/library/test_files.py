@@ -184,3 +184,13 @@ def test_a_file_of_another_equation_is_not_read_into_an_attached_adapter(first, 
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     model.load_adapter(tmp_path, "other")
     assert model.active_adapters == ["default"]
+
+
+def test_a_misspelt_folder_is_answered_with_the_one_beside_it(saved, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for wrong in (saved.with_name("adaptr"), saved.with_name("adapter1")):
+        with pytest.raises(AdapterFileError, match="not a directory here.*Did you mean .adapter."):
+            PeftModel.from_pretrained(base(), wrong)
+    monkeypatch.chdir(saved.parent)
+    with pytest.raises(AdapterFileError, match="Did you mean .adapter."):
+        PeftModel.from_pretrained(base(), "adaptr")
