@@ -108,7 +108,7 @@ def _device(model: nn.Module, said: str | torch.device) -> torch.device:
         raise ConfigError(f"originals_device={said!r} holds no numbers, so the original weights would be lost; say 'cpu', or a GPU")
     there = torch.empty(0, device=device)
     for p in model.parameters():
-        if not torch._has_compatible_shallow_copy_type(p.data, there):
+        if type(p.data) is torch.Tensor and not torch._has_compatible_shallow_copy_type(p.data, there):
             raise ConfigError(
                 f"originals_device={said!r} cannot hold the original weights: a parameter on {p.device} cannot be moved there and stay the same "
                 "object; leave originals_device out"
