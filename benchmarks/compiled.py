@@ -37,7 +37,7 @@ def main() -> int:
         _, ratios = measuring.interleaved(lambda: step(fast, base), sides, args.repeats, args.device.startswith("cuda"))
         rows.append({"case": name} | measuring.as_row(ratios))
         print(f"{name:24} compiled {ratios['compiled']}   eager {ratios['eager']}", flush=True)
-        if ratios["compiled"].time > ratios["eager"].time:
+        if ratios["compiled"].low > ratios["eager"].high:  # beyond what the spread of the two explains
             missed.append(f"{name}: compiled {ratios['compiled'].time:.2f}, eager {ratios['eager'].time:.2f} × the compiled floor")
     return measuring.finish(args, rows, missed)
 

@@ -118,6 +118,13 @@ def saved_tensors(out: Tensor) -> list[Tensor]:
     return found
 
 
+def give_back_memory() -> None:
+    """Let the C library give the system what is free, so that what comes next gets new memory, as in a process that begins (Linux with glibc)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def peak_bytes(step: Callable[[], object], cuda: bool) -> int | None:
     """How far memory grows in one call: the device's, or this process's resident memory (Linux; None elsewhere)."""
     gc.collect()
@@ -133,7 +140,7 @@ def peak_bytes(step: Callable[[], object], cuda: bool) -> int | None:
     libc.mallopt(
         -3, 1 << 16
     )  # M_MMAP_THRESHOLD: what is freed goes back to the system, or what an earlier call left would be used again unseen
-    libc.malloc_trim(0)
+    give_back_memory()
     reset.write_text("5")
     before = _resident("VmRSS")
     step()

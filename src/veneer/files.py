@@ -7,6 +7,7 @@ error names the first that is not and the model stays as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -91,7 +92,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], o
 def finite(t: Tensor) -> bool:
     """Whether every number is finite."""
     # One pass without a copy; a sum can also overflow, so only it says yes.
-    return bool(t.sum().isfinite()) or bool(t.isfinite().all())
+    return isfinite(t.sum().item()) or bool(t.isfinite().all())
 
 
 def _hint(expected: Mapping[str, Tensor]) -> str:
@@ -203,6 +204,8 @@ def load(
 
 def _refuse_other_equation(model: nn.Module, name: str, config: PeftConfig, origin: Path) -> None:
     for site in record(model).plans[name].sites:
+        if config.method(site.path) == site.method:
+            continue
         methods = [config.method(called) for called in (site.path, site.weight)]
         reasons = [difference(site.method, other) for other in methods]
         if None not in reasons:

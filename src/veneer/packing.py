@@ -39,7 +39,7 @@ class Span:
     shape: torch.Size
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Place:
     """What the adapters of a pattern have in common at one weight.
 
@@ -54,7 +54,7 @@ class Place:
     spans: dict[str, Span]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Pattern:
     """What adapters of equal configuration have in common.
 
@@ -104,7 +104,7 @@ class PackedShare(Share):
         self.__dict__.update(tensors)
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Packed:
     """One packed adapter.
 

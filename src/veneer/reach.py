@@ -8,7 +8,7 @@ by other code) makes all of them be found again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,7 @@ Step = tuple[dict[str, Any], str, nn.Module | None]
 """The children of a module, the name of one, and that child when it was found."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Reach:
     """The modules that hold one adapter, the parameters it has in them, each by the name within its module, and the steps that led there."""
 
@@ -30,15 +30,15 @@ class Reach:
     steps: list[Step]
 
 
-@dataclass
 class Reaches:
     """The reach of each adapter that was asked for, and the holders' own steps, which all of them share."""
 
-    trunk: dict[str, Swapped | None] = field(default_factory=dict)
-    """The module that holds adapters at each path, or None where other code took them away."""
-    steps: dict[tuple[int, str], Step] = field(default_factory=dict)
-    """The steps of all of those paths, each once: by the children's identity, which is theirs for as long as the step is kept."""
-    found: dict[str, Reach] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.trunk: dict[str, Swapped | None] = {}
+        """The module that holds adapters at each path, or None where other code took them away."""
+        self.steps: dict[tuple[int, str], Step] = {}
+        """The steps of all of those paths, each once: by the children's identity, which is theirs for as long as the step is kept."""
+        self.found: dict[str, Reach] = {}
 
     def of(self, model: nn.Module, paths: dict[str, Iterable[str]]) -> dict[str, Reach]:
         """The reach of each of these adapters.

@@ -22,7 +22,7 @@ from .shelf import Shelf
 RECORD = "_veneer_record"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Record:
     """What is attached to a model, and how the model was before."""
 
@@ -92,7 +92,7 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, AdaptedModule]]:
 
 def adapter_of(model: nn.Module, site: Site, name: str) -> Share:
     """What the adapter of a name has at a site."""
-    module = model.get_submodule(site.module)
+    module = holder_at(model, site.module)
     assert isinstance(module, AdaptedModule)
     return module.at(name)[site.kind.slot]
 

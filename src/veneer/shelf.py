@@ -45,7 +45,7 @@ class Folder:
         return self.__dict__ | {"owned": False}  # a copy of the model must not write over what the first one reads
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Waiting:
     """One adapter on the shelf.
 
@@ -64,7 +64,7 @@ class Waiting:
     folder: Folder | None = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Shelf:
     """The packed adapters of one model, and how much may be kept where."""
 

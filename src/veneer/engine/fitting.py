@@ -12,7 +12,7 @@ from ..operators import Adapted, ByRows, Diagonal, Operator
 from .choice import Evaluation
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Fitted:
     """W' = g ∘ (W R) + Δ in the form that meets tokens, of one number type, and what its costs depend on."""
 

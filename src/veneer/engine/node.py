@@ -25,7 +25,7 @@ from .masks import Draw, Mask, mask_of
 from .sources import Source, source_of
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Linear:
     """The numbers of one evaluation, in one type.
 
@@ -79,7 +79,7 @@ class Linear:
         return y, tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Known:
     """What is known of one evaluation besides its numbers: how x was made, which of its numbers Δ does not see, what is multiplied with what."""
 
