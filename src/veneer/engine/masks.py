@@ -12,9 +12,12 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable
 from functools import cache
+from weakref import ref as weakref
 
 import torch
 from torch import Tensor
+
+from ..operators import NUMBERS_IN_CACHE
 
 LENGTH = 1 << 18
 """Of a table: both lie in a processor's second cache."""
@@ -38,7 +41,7 @@ class Mask:
         self.made: Draw | None = None
 
     def draw(self) -> Draw:
-        """The same one at every call."""
+        """The same one at every call, made anew."""
         whole, rest = divmod(256 * self.p, 1)
         limits: Tensor | int = int(whole)
         if rest:
@@ -60,7 +63,7 @@ class Mask:
         """The mask in backward; kept until every layer that used it has asked."""
         self.uses -= 1
         made = self.draw() if self.made is None else self.made
-        made.shared = self.made is not None or self.uses > 0
+        made.holds = self.made is not None or self.uses > 0
         self.made = made if self.uses > 0 else None
         return made
 
@@ -70,26 +73,36 @@ class Draw:
 
     def __init__(self, drawn: Tensor, limits: Tensor | int) -> None:
         self.bytes, self.limits = drawn, limits
-        self.shared = False
-        """Whether others want the same numbers dropped in the same backward."""
+        self.holds = drawn.numel() <= NUMBERS_IN_CACHE
+        """Whether others may want the same numbers soon, so that what is made is kept for them."""
+        self._kept: dict[tuple[int, int, torch.dtype], Tensor] = {}
         self._dropped: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
     def of(self, x: Tensor, rows: slice, mask: Tensor | None = None) -> Tensor:
-        """These rows of the masked input, which are `x`, with what is dropped at 0.
+        """These rows of the masked input, which are `x`, with what is dropped at 0; it stays as it is.
 
         Args:
             mask: `keep` of these rows, if it is at hand; it stays as it is.
         """
         key = rows.start or 0, len(x), x.dtype
-        if key in self._dropped:
-            return self._dropped[key]
-        found = self.keep(x.dtype, rows).mul_(x) if mask is None else x * mask
-        if self.shared:
-            self._dropped[key] = found
+        found = self._dropped.get(key)
+        if found is None:
+            found = self._made(x.dtype, rows).mul_(x) if mask is None else x * mask
+            if self.holds:
+                self._dropped[key] = found
         return found
 
     def keep(self, dtype: torch.dtype, rows: slice = slice(None)) -> Tensor:
-        """1 where a number of these rows stays, and 0 where it is dropped."""
+        """1 where a number of these rows stays, and 0 where it is dropped; it stays as it is."""
+        key = rows.start or 0, len(self.bytes[rows]), dtype
+        found = self._kept.get(key)
+        if found is None:
+            found = self._made(dtype, rows)
+            if self.holds:
+                self._kept[key] = found
+        return found
+
+    def _made(self, dtype: torch.dtype, rows: slice) -> Tensor:
         drawn = self.bytes[rows]
         limits = self.limits if isinstance(self.limits, int) else self.limits[rows]
         return torch.ge(drawn, limits, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))
@@ -117,10 +130,32 @@ def mask_of(x: Tensor, p: float, reader: Hashable) -> tuple[Mask, Draw]:
     Args:
         reader: who asks; one that asks again is in its next forward, and gets a new mask.
     """
-    held = getattr(x, _NOTE, None)
-    if held is None or held[0].p != p or held[2] != x._version or reader in held[0].readers:
+    mask, version = getattr(x, _NOTE, (None, -1))
+    if mask is None or mask.p != p or version != x._version or reader in mask.readers:
         mask = Mask(x.shape[:-1].numel(), x.shape[-1], p, x.device)
-        held = (mask, mask.draw(), x._version)
-        setattr(x, _NOTE, held)  # the bytes live as long as this tensor; backward draws them anew
-    held[0].readers.add(reader)
-    return held[0], held[1]
+        setattr(x, _NOTE, (mask, x._version))
+    mask.readers.add(reader)
+    return mask, _latest.draw(mask, x)
+
+
+class Latest:
+    """The numbers of the mask that was asked for last: the next reader of one input most often comes at once, and an input may live until backward."""
+
+    def __init__(self) -> None:
+        self._held: tuple[weakref[Tensor], Mask, Draw] | None = None
+
+    def draw(self, mask: Mask, x: Tensor) -> Draw:
+        """The mask's numbers, held until another mask is asked for, or x is gone."""
+        held = self._held
+        if held is not None and held[1] is mask:
+            return held[2]
+        drawn = mask.draw()
+        self._held = weakref(x, self._forget), mask, drawn
+        return drawn
+
+    def _forget(self, gone: weakref[Tensor]) -> None:
+        if self._held is not None and self._held[0] is gone:
+            self._held = None
+
+
+_latest = Latest()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .adapted import Adapted, FrozenMap, compose, rotate, row_norms, wider
-    from .base import Cost, Operator, cast, pieces, stack, traced
+    from .base import NUMBERS_IN_CACHE, Cost, Operator, cast, pieces, stack, traced
     from .block_diagonal import BlockDiagonal, Butterfly
     from .by_rows import ByRows
     from .dense import Dense
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "adapted": ["Adapted", "FrozenMap", "compose", "rotate", "row_norms", "wider"],
-    "base": ["Cost", "Operator", "cast", "pieces", "stack", "traced"],
+    "base": ["NUMBERS_IN_CACHE", "Cost", "Operator", "cast", "pieces", "stack", "traced"],
     "by_rows": ["ByRows"],
     "block_diagonal": ["BlockDiagonal", "Butterfly"],
     "dense": ["Dense"],

@@ -255,7 +255,7 @@ def pieces(*tensors: Tensor) -> Iterator[slice]:
     yield from (slice(i, i + step) for i in range(0, rows, step))
 
 
-NUMBERS_IN_CACHE = 1 << 20
+NUMBERS_IN_CACHE = 1 << 21
 
 T = TypeVar("T")
 
