@@ -44,6 +44,7 @@ _HOME = {
 _FILE = {name: file for file, names in _HOME.items() for name in names}
 
 __all__ = [
+    "NUMBERS_IN_CACHE",
     "Adapted",
     "BlockDiagonal",
     "Butterfly",
