@@ -102,7 +102,7 @@ class Known:
 
 
 class LinearNode(torch.autograd.Function):
-    """y for x (tokens, in); `tensors` are those that x was made from, where that is known, and those of R and then of Δ."""
+    """y for x (tokens, in); `tensors` are those that x was made from, where that is known, and those of R and then of Δ, once more."""
 
     @staticmethod
     def forward(
@@ -112,12 +112,15 @@ class LinearNode(torch.autograd.Function):
         b: Tensor | None,
         g: Tensor | None,
         keep: Draw | None,
+        R: Operator | None,
+        delta: Operator | None,
         known: Known,
         *tensors: Tensor,
     ) -> Tensor:
         origins, tensors = tensors[: known.origins], tensors[known.origins :]
         with autocasting.off(x.device):
-            y, kept = known.linear(W, b, g, tensors).output(cast(x, known.dtype), keep, known.choice)
+            linear = Linear(cast(W, known.dtype), None if b is None else cast(b, known.dtype), g, R, delta)
+            y, kept = linear.output(cast(x, known.dtype), keep, known.choice)
         ctx.known, ctx.rows, ctx.dtype, ctx.n = known, x.shape[0], x.dtype, len(tensors)
         _expect(known)
         ctx.save_for_backward(W, b, g, *(origins or (x,)), *tensors, *kept)
@@ -174,7 +177,7 @@ class LinearNode(torch.autograd.Function):
                 dx = R.transpose().overwrite(dz)
             db = dy.sum(0) if wants[2] else None
         of_origins = (None,) * ctx.known.origins
-        return None if dx is None else cast(dx, ctx.dtype), None, db, None, None, None, *of_origins, *of_R.sums, *of_delta.sums
+        return None if dx is None else cast(dx, ctx.dtype), None, db, None, None, None, None, None, *of_origins, *of_R.sums, *of_delta.sums
 
 
 class Total:
@@ -289,7 +292,7 @@ def linear_in_one_node(
     source, origins = source_of(x) or (None, ())
     known = Known(source, mask, choice, dtype, shape_of(R), shape_of(delta), len(origins))
     fixed = None if g is None else g.detach()
-    y = LinearNode.apply(flat, W, b, fixed, keep, known, *(t.detach() for t in origins), *tensors)
+    y = LinearNode.apply(flat, W, b, fixed, keep, R, delta, known, *(t.detach() for t in origins), *tensors)
     if g is not None and g.requires_grad:
         y = RowFactors.apply(y, g, None if b is None else b.detach().to(dtype))
     return y.view(*x.shape[:-1], -1)

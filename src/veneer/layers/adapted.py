@@ -26,7 +26,7 @@ from .frozen import Frozen
 from .lent import Lent, lent_method
 from .mixed import by_adapter, check_reader, mixed_layer, running, stacked
 from .parts import PartKind
-from .swap import Swapped, swap, swap_back
+from .swap import ADAPTERS, Swapped, swap, swap_back
 
 if TYPE_CHECKING:
     from ..methods.base import Noise
@@ -78,7 +78,7 @@ class AdaptedModule(Swapped):
 
     def at(self, name: str) -> Mapping[str, Share]:
         """One adapter's share of this module, by slot, whether it is attached or packed; empty where it has none."""
-        held = self.veneer._modules.get(name)
+        held = self._modules[ADAPTERS]._modules.get(name)  # type: ignore[union-attr]  # not by getattr, which looks in three places first
         if held is not None:
             return held._modules  # type: ignore[return-value]  # Adapters
         packed = None if self.veneer_record is None else self.veneer_record.shelf.fetch(name)

@@ -7,11 +7,13 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autocasting
 from .base import Cost, Operator, pieces, traced
 from .rotations import gram_error
+from .tables import table
 
 WIDE = 32
 """Smaller blocks are put together to this size: a product with 8 × 8 blocks takes longer than with 32 × 32, four times the operations and all."""
@@ -51,7 +53,7 @@ class BlockDiagonal(Operator):
             k = next((k for k in range(WIDE // b, 1, -1) if n % k == 0), 1)
             if k == 1:
                 return self
-            self._wide = BlockDiagonal(BlockDiagonal(self.blocks.unflatten(-3, (n // k, k))).dense())
+            self._wide = BlockDiagonal(_placed(self.blocks, k * b, _placing(b, k * b, 1, self.blocks.device)[0]))
         return self._wide
 
     def overwrite(self, x: Tensor) -> Tensor:
@@ -161,27 +163,54 @@ class Butterfly(Operator):
 
 def _collapsed(blocks: Tensor, wide: int) -> tuple[Tensor, list[Tensor]]:
     """The factors multiplied out, (…, N, wide, wide), and what each factor but the first met."""
-    *_, m, n, b, _ = blocks.shape
-    M = BlockDiagonal(blocks[..., 0, :, :, :].unflatten(-3, (n * b // wide, wide // b))).dense()
+    m, b = blocks.shape[-4], blocks.shape[-1]
+    M = _placed(blocks.select(-4, 0), wide, _placing(b, wide, min(m, 2), blocks.device)[0])
     met = []
     for i in range(1, m):
-        met.append(_gathered(M, b, i))
-        M = _spread(blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)) @ met[-1], i)
+        met.append(M.unflatten(-2, (wide // b, b)))
+        M = (_of_chunks(blocks, i, wide) @ met[-1]).flatten(-3, -2).index_select(-2, _turning(b, wide, i, m, blocks.device)[0])
     return M, met
 
 
-def _gathered(M: Tensor, b: int, i: int) -> Tensor:
-    """P_iᵀ M: (…, N, wide, wide) → (…, N, wide / b, b, wide), the rows in the order of the blocks of S_i."""
-    *batch, wide, columns = M.shape
-    rows = M.reshape(*batch, wide // (b << i), 2, 1 << i, b // 2, columns)
-    return rows.transpose(-4, -3).reshape(*batch, wide // b, b, columns)
+def _of_chunks(blocks: Tensor, i: int, wide: int) -> Tensor:
+    """The blocks of one factor by the chunks of the last: (…, m, n, b, b) → (…, N, wide / b, b, b)."""
+    return blocks.select(-4, i).unflatten(-3, (-1, wide // blocks.shape[-1]))
 
 
-def _spread(M: Tensor, i: int) -> Tensor:
-    """P_i M, which undoes `_gathered`."""
-    *batch, blocks, b, columns = M.shape
-    rows = M.reshape(*batch, blocks >> i, 1 << i, 2, b // 2, columns)
-    return rows.transpose(-4, -3).reshape(*batch, blocks * b, columns)
+def _placed(blocks: Tensor, wide: int, places: Tensor) -> Tensor:
+    """Block diagonal matrices of (wide, wide) numbers, which are taken from `places`: (…, n, b, b) → (…, N, wide, wide)."""
+    flat = blocks.reshape(*blocks.shape[:-3], -1, wide * blocks.shape[-1])
+    return F.pad(flat, (0, 1)).index_select(-1, places).unflatten(-1, (wide, wide))
+
+
+@table
+def _placing(b: int, wide: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each number of a block diagonal (wide, wide) matrix its place among those of its blocks, the place behind the last for a zero; and the reverse.
+
+    The rows are in the order in which a second factor takes them, where m is 2.
+    """
+    order, inverse = (_order(b, wide, m - 1, back, device) for back in (False, True))
+    row, column = order.unsqueeze(-1), _order(b, wide, 0, False, device)
+    places = torch.where(row // b == column // b, row * b + column % b, wide * b)
+    back = inverse.unsqueeze(-1) * wide + (column.unsqueeze(-1) // b) * b + torch.arange(b, device=device)
+    return places.flatten(), back.flatten()
+
+
+@table
+def _turning(b: int, wide: int, i: int, m: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows that come out of the i-th factor in the order in which the next takes them, or of the features behind the last; and the reverse."""
+    after = (i + 1) % m
+    there = _order(b, wide, i, True, device)[_order(b, wide, after, False, device)]
+    return there, _order(b, wide, after, True, device)[_order(b, wide, i, False, device)]
+
+
+def _order(b: int, wide: int, i: int, back: bool, device: torch.device) -> Tensor:
+    """The features in the order of the rows of P_iᵀ, or back; i counts from 0, where P is the identity."""
+    features = torch.arange(wide, device=device)
+    if i == 0:
+        return features
+    halves = (1 << i, 2) if back else (2, 1 << i)
+    return features.view(-1, *halves, b // 2).transpose(1, 2).reshape(-1)
 
 
 class Collapse(torch.autograd.Function):
@@ -195,16 +224,16 @@ class Collapse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         (blocks,) = ctx.saved_tensors
-        *_, m, n, b, _ = blocks.shape
+        m, n, b, _ = blocks.shape[-4:]
         wide = G.shape[-1]
         _, met = _collapsed(blocks, wide)
         found = []
         for i in range(m - 1, 0, -1):
-            dM = _gathered(G, b, i)
+            dM = G.index_select(-2, _turning(b, wide, i, m, G.device)[1]).unflatten(-2, (wide // b, b))
             found.append((dM @ met[i - 1].mT).flatten(-4, -3))
-            G = _spread(blocks[..., i, :, :, :].unflatten(-3, (n * b // wide, wide // b)).mT @ dM, i)
-        inside = G.unflatten(-1, (wide // b, b)).unflatten(-3, (wide // b, b))  # (…, N, wide / b, b, wide / b, b)
-        found.append(torch.diagonal(inside, dim1=-4, dim2=-2).movedim(-1, -3).flatten(-4, -3))
+            G = (_of_chunks(blocks, i, wide).mT @ dM).flatten(-3, -2)
+        back = _placing(b, wide, min(m, 2), G.device)[1]
+        found.append(G.flatten(-2).index_select(-1, back).reshape(*blocks.shape[:-4], n, b, b))
         return torch.stack(found[::-1], -4), None
 
 

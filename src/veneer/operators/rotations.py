@@ -15,6 +15,7 @@ from .. import autocasting
 from .base import traced
 from .low_rank import LowRank
 from .products import IdentityPlus
+from .tables import table
 
 
 def skew(upper: Tensor, b: int) -> Tensor:
@@ -23,27 +24,18 @@ def skew(upper: Tensor, b: int) -> Tensor:
 
 
 def _skew(upper: Tensor, b: int) -> Tensor:
-    place, sign, _ = _triangle(b, upper)
+    place, sign, _ = _triangle(b, upper.device)
     return upper.index_select(-1, place).unflatten(-1, (b, b)) * sign.to(upper.dtype)
 
 
-_triangles: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
-
-
-def _triangle(b: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@table
+def _triangle(b: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each place of a (b, b) matrix, which number of the upper triangle stands there (b²,), and with which sign (b, b); and the triangle's places in it."""
-    kept = not traced()  # a compiler would watch the dictionary, and compile again when it has changed
-    if kept and (b, like.device) in _triangles:
-        return _triangles[b, like.device]
-    with torch.inference_mode(False), torch.no_grad():
-        rows, columns = torch.triu_indices(b, b, 1, device=like.device)
-        place = torch.zeros(b, b, dtype=torch.long, device=like.device)
-        place[rows, columns] = torch.arange(len(rows), device=like.device)
-        sign = torch.ones(b, b, device=like.device).triu(1)
-        made = (place + place.mT).view(-1), sign - sign.mT, rows * b + columns
-    if kept and type(sign) is Tensor:  # a tracer's stand-ins must not outlive it
-        _triangles[b, like.device] = made
-    return made
+    rows, columns = torch.triu_indices(b, b, 1, device=device)
+    place = torch.zeros(b, b, dtype=torch.long, device=device)
+    place[rows, columns] = torch.arange(len(rows), device=device)
+    sign = torch.ones(b, b, device=device).triu(1)
+    return (place + place.mT).view(-1), sign - sign.mT, rows * b + columns
 
 
 class Skew(torch.autograd.Function):
@@ -55,7 +47,7 @@ class Skew(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        return (G - G.mT).flatten(-2).index_select(-1, _triangle(G.shape[-1], G)[2]), None
+        return (G - G.mT).flatten(-2).index_select(-1, _triangle(G.shape[-1], G.device)[2]), None
 
 
 def within(Q: Tensor, bound: float) -> Tensor:
@@ -145,7 +137,12 @@ class CayleyNeumann(torch.autograd.Function):
 
 
 def _eye(like: Tensor) -> Tensor:
-    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+    return _identity(like.shape[-1], like.dtype, like.device)[0]
+
+
+@table
+def _identity(b: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor]:
+    return (torch.eye(b, dtype=dtype, device=device),)
 
 
 def reflections(U: Tensor) -> IdentityPlus:
