@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+import account
 import cases
 import measuring
 import torch
@@ -49,6 +50,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
     base = cases.floor(args.model, fresh())
     base_bytes = measuring.saved_bytes(base, lambda: loss(base))
     flops = flops_of_step(base, inputs)
+    machine = account.Machine(args.device, torch.bfloat16 if args.autocast else dtype)
     rows = []
     for name in args.methods or cases.METHODS:
         config, options = cases.METHODS[name]
@@ -62,10 +64,22 @@ def measure(args: argparse.Namespace) -> list[dict]:
             row["floor_tflops"] = round(flops / seconds / 1e12, 1)
         for side, adapted in sides.items():
             row[side]["saved"] = round(measuring.saved_bytes(adapted, lambda m=adapted: loss(m)) / base_bytes, 3)
+        mine = sides["veneer"]
+        row["account"] = account.account(lambda m=mine: step(m), lambda: step(base), machine, seconds, row["veneer"]["time"])
         rows.append(row)
         print(line(row), flush=True)
+    explain(rows, machine)
     peaks(rows, fresh, step, base, args, cuda)
     return rows
+
+
+def explain(rows: list[dict], machine: account.Machine) -> None:
+    """Print what each of Veneer's times is made of."""
+    print(
+        f"Veneer beyond the floor, in floors, at {machine.flops / 1e9:.0f} GFLOP/s and {machine.bandwidth / 1e9:.0f} GB/s:\n{account.HEADER}"
+    )
+    for row in rows:
+        print(account.line(row["case"], row["account"]), flush=True)
 
 
 def peaks(
