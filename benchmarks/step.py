@@ -47,12 +47,14 @@ def measure(args: argparse.Namespace) -> list[dict]:
     def fresh() -> nn.Module:
         return cases.model(args.model, args.layers, args.device, dtype)
 
+    names = args.methods or list(cases.METHODS)
+    peaks_found = peaks(names, fresh, step, args)  # first: for the times, the process keeps what memory it has had
     base = cases.floor(args.model, fresh())
     base_bytes = measuring.saved_bytes(base, lambda: loss(base))
     flops = flops_of_step(base, inputs)
     machine = account.Machine(args.device, torch.bfloat16 if args.autocast else dtype)
     rows = []
-    for name in args.methods or cases.METHODS:
+    for name in names:
         config, options = cases.METHODS[name]
         sides = {"veneer": cases.ours(args.model, fresh(), config, options)}
         other = None if args.alone else cases.theirs(args.model, fresh(), config, options)
@@ -69,7 +71,7 @@ def measure(args: argparse.Namespace) -> list[dict]:
         rows.append(row)
         print(line(row), flush=True)
     explain(rows, machine)
-    peaks(rows, fresh, step, base, args, cuda)
+    add_peaks(rows, peaks_found)
     return rows
 
 
@@ -82,34 +84,36 @@ def explain(rows: list[dict], machine: account.Machine) -> None:
         print(account.line(row["case"], row["account"]), flush=True)
 
 
-def peaks(
-    rows: list[dict],
-    fresh: Callable[[], nn.Module],
-    step: Callable[[nn.Module], None],
-    base: nn.Module,
-    args: argparse.Namespace,
-    cuda: bool,
-) -> None:
-    """Adds how far memory grows in a step, in times the floor's; last, because the allocator is set otherwise for it."""
+def peaks(names: list[str], fresh: Callable[[], nn.Module], step: Callable[[nn.Module], None], args: argparse.Namespace) -> dict:
+    """How far memory grows in a step, in bytes, of the floor and of each side of each method; empty where the system does not say."""
+    sides: dict[tuple[str, str], Callable[[], nn.Module | None]] = {("floor", ""): lambda: cases.floor(args.model, fresh())}
+    for name in names:
+        config, options = cases.METHODS[name]
+        for side, make in (("veneer", cases.ours), *([] if args.alone else [("peft", cases.theirs)])):
+            sides[name, side] = lambda make=make, config=config, options=options: make(args.model, fresh(), config, options)
+    found = {}
+    for key, made in sides.items():
+        model = made()
+        if model is not None:
+            step(model)
+            found[key] = measuring.peak_bytes(lambda m=model: step(m), args.device.startswith("cuda"))
+    return {k: v for k, v in found.items() if v is not None}
 
-    def peak(model: nn.Module) -> int | None:
-        step(model)
-        return measuring.peak_bytes(lambda: step(model), cuda)
 
-    floor = peak(base)
+def add_peaks(rows: list[dict], found: dict) -> None:
+    """Note the peaks in their rows, and print them in floors."""
+    floor = found.get(("floor", ""))
     if floor is None:
         return
     print(f"peak of a step, beyond the model: floor {floor / 2**20:.0f} MiB; times the floor:")
     for row in rows:
-        config, options = cases.METHODS[row["case"]]
         row["floor_peak_bytes"] = floor
-        found = []
-        for side, make in (("veneer", cases.ours), ("peft", cases.theirs)):
-            adapted = make(args.model, fresh(), config, options) if side in row else None
-            if adapted is not None:
-                row[side]["peak"] = round((peak(adapted) or 0) / floor, 3)
-                found.append(f"{row[side]['peak']:6.2f}")
-        print(f"{row['case']:24}{'  '.join(found)}", flush=True)
+        cells = []
+        for side in ("veneer", "peft"):
+            if (row["case"], side) in found:
+                row[side]["peak"] = round(found[row["case"], side] / floor, 3)
+                cells.append(f"{row[side]['peak']:6.2f}")
+        print(f"{row['case']:24}{'  '.join(cells)}", flush=True)
 
 
 def flops_of_step(base: nn.Module, inputs: dict[str, torch.Tensor]) -> int:

@@ -244,6 +244,11 @@ def times(x: Tensor, M: Tensor) -> Tensor:
     return (x.flatten(first, -2) @ M.mT).unflatten(first, x.shape[first:-1])
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of two stacks of matrices; `matmul` asks questions for longer than a small product takes."""
+    return torch.bmm(a, b) if a.dim() == b.dim() == 3 and len(a) == len(b) else a @ b
+
+
 def pieces(*tensors: Tensor) -> Iterator[slice]:
     """The rows of tensors with as many rows in equal pieces that a processor's cache holds, so that what is made of them on the way never meets the memory.
 

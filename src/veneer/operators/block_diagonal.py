@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import autocasting
-from .base import Cost, Operator, pieces, traced
+from .base import Cost, Operator, pieces, product, traced
 from .rotations import gram_error
 from .tables import table
 
@@ -43,7 +43,7 @@ class BlockDiagonal(Operator):
         blocks = self.wide().blocks
         *batch, n, b, _ = blocks.shape
         rows = x.reshape(*batch, prod(x.shape[len(batch) : -1]), n, b)
-        return (rows.transpose(-3, -2) @ blocks.mT).transpose(-3, -2).reshape(x.shape)
+        return product(rows.transpose(-3, -2), blocks.mT).transpose(-3, -2).reshape(x.shape)
 
     def wide(self) -> BlockDiagonal:
         """The same map in blocks of up to WIDE numbers."""
@@ -61,14 +61,16 @@ class BlockDiagonal(Operator):
         n, b, _ = blocks.shape
         for rows in pieces(x):
             part = x[rows].view(-1, n, b)
-            part.copy_((part.transpose(0, 1) @ blocks.mT).transpose(0, 1))
+            part.copy_(torch.bmm(part.transpose(0, 1), blocks.mT).transpose(0, 1))
         return x
 
     def gradients(self, x: Tensor, dy: Tensor, dx: Tensor | None, kept: tuple[Tensor, ...] = ()) -> tuple[Tensor, ...]:
         (n, b, _), (N, B, _) = self.blocks.shape, self.wide().blocks.shape
         if dx is not None:
             dx += self.transpose().apply(dy)
-        G = dy.view(-1, N, B).permute(1, 2, 0) @ x.view(-1, N, B).transpose(0, 1)
+        G = torch.bmm(dy.view(-1, N, B).permute(1, 2, 0), x.view(-1, N, B).transpose(0, 1))
+        if n == N:
+            return (G,)
         return (torch.diagonal(G.view(N, n // N, b, n // N, b), dim1=1, dim2=3).permute(0, 3, 1, 2).reshape(n, b, b),)
 
     def transpose(self) -> BlockDiagonal:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import autocasting
-from .base import traced
+from .base import product, traced
 from .low_rank import LowRank
 from .products import IdentityPlus
 from .tables import table
@@ -92,7 +92,7 @@ def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
         if not traced():
             return CayleyNeumann.apply(Q, max(terms, 4))
         left, right, *_ = _factors(Q, max(terms, 4))
-        return left @ right
+        return product(left, right)
 
 
 def _factors(Q: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -101,12 +101,12 @@ def _factors(Q: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     The series is (I + Q)(I + Q + … + Qⁿ⁻²). With S = Q² and H = I + S + S² + … of ⌊(n−1)/2⌋ terms, that is (I + 2 Q + S) H for odd n, and (I + Q)(I + (Q + S) H) for even n.
     """
     eye = _eye(Q)
-    S = Q @ Q
+    S = product(Q, Q)
     H = [eye]
     for i in range((n - 1) // 2 - 1):
-        H.append(eye + S if i == 0 else eye + S @ H[-1])
+        H.append(eye + S if i == 0 else eye + product(S, H[-1]))
     left = eye + Q if n % 2 == 0 else (eye + S).add(Q, alpha=2)
-    right = H[-1] if n % 2 else eye + (Q + S) @ H[-1]
+    right = H[-1] if n % 2 else eye + product(Q + S, H[-1])
     return left, right, S, H
 
 
@@ -118,22 +118,22 @@ class CayleyNeumann(torch.autograd.Function):
         ctx.save_for_backward(Q)
         ctx.n = n
         left, right, *_ = _factors(Q, n)
-        return left @ right
+        return product(left, right)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
         (Q,) = ctx.saved_tensors
         left, right, S, H = _factors(Q, ctx.n)
-        dleft, dright = G @ right.mT, left.mT @ G
+        dleft, dright = product(G, right.mT), product(left.mT, G)
         if ctx.n % 2:
             dQ, dS, dH = 2 * dleft, dleft, dright
         else:
-            dS = dright @ H[-1].mT
-            dQ, dH = dleft + dS, (Q + S).mT @ dright
+            dS = product(dright, H[-1].mT)
+            dQ, dH = dleft + dS, product((Q + S).mT, dright)
         for before in reversed(H[:-1]):
-            dS = dS + (dH if before is H[0] else dH @ before.mT)
-            dH = S.mT @ dH if before is not H[0] else dH
-        return (dS @ Q.mT).add_(Q.mT @ dS).add_(dQ), None
+            dS = dS + (dH if before is H[0] else product(dH, before.mT))
+            dH = product(S.mT, dH) if before is not H[0] else dH
+        return product(dS, Q.mT).add_(product(Q.mT, dS)).add_(dQ), None
 
 
 def _eye(like: Tensor) -> Tensor:
