@@ -47,8 +47,20 @@ docs: $(VENV)/dev.done ## import arrows, docs examples, generated docs up to dat
 	@$(BIN)/python scripts/make_docs.py --check
 	@$(BIN)/python -m pytest -q tests/house src
 
+# The step in other number types and models, one block each: a name, and its options.
+STEPS := bfloat16:--dtype=bfloat16:--batch=4 autocast:--autocast:--batch=4 dinov2-large:--model=dinov2-large:--batch=4
+FEW := --methods "LoRA r16" "DoRA r16" "OFT 32"
+
 bench: $(VENV)/dev.done ## measure, and fail when a stated limit is missed
-	@status=0; for b in step eval attach compiled many_adapters hold; do echo "== $$b"; $(BIN)/python benchmarks/$$b.py --out benchmarks/results/$$b-latest.json || status=1; done; exit $$status
+	@status=0; results=benchmarks/results; \
+	for b in step eval attach compiled many_adapters hold; do \
+		echo "== $$b"; $(BIN)/python benchmarks/$$b.py --out $$results/$$b-latest.json || status=1; \
+	done; \
+	for s in $(STEPS); do \
+		echo "== step, $${s%%:*}"; $(BIN)/python benchmarks/step.py --layers 1 --repeats 5 $$(echo $${s#*:} | tr : ' ') --out $$results/step-$${s%%:*}-latest.json || status=1; \
+	done; \
+	echo "== step, llama-2048"; $(BIN)/python benchmarks/step.py --model llama-2048 --layers 1 --batch 1 --repeats 3 $(FEW) --out $$results/step-llama-2048-latest.json || status=1; \
+	exit $$status
 
 clean: ## remove the environment and caches
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
