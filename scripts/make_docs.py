@@ -1,4 +1,4 @@
-"""Write docs/methods.md and the tables of README.md: `python scripts/make_docs.py`, or with --check only say whether they are up to date."""
+"""Write docs/methods.md and the tables of README.md and docs/speed.md: `python scripts/make_docs.py`, or with --check only say whether they are up to date."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from veneer.layers.parameter import ParameterKind
 ROOT = Path(__file__).parents[1]
 METHODS = ROOT / "docs" / "methods.md"
 README = ROOT / "README.md"
+SPEED = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 INTRODUCTION = """# Methods
@@ -94,25 +95,74 @@ def meaning(cls: type[PeftConfig], option: str) -> str:
     raise SystemExit(f"{cls.__name__}.{option} has no line in Args")
 
 
+def result(name: str) -> tuple[list[dict], str]:
+    """The rows that a benchmark wrote, and what was measured on what."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    options = found["options"]
+    model = {"vit-base": "ViT-base", "dinov2-large": "DINOv2-large's shape", "llama-2048": "Llama-shaped (d = 2048, 2048 tokens)"}[
+        options.get("model", "vit-base")
+    ]
+    dtype = f"{options.get('dtype', 'float32')}{' under bfloat16 autocast' if options.get('autocast') else ''}"
+    count = f"{options['layers']} block{'s' if options['layers'] > 1 else ''}"
+    return found["rows"], f"{model}, {count}, batch {options['batch']}, {dtype}; {found['hardware']}; torch {found['versions']['torch']}."
+
+
+def spread(side: dict | None) -> str:
+    """A median and its quartiles."""
+    return f"{side['time']:.2f} ({side['low']:.2f}–{side['high']:.2f})" if side else ""
+
+
+def number(side: dict | None, key: str) -> str:
+    return f"{side[key]:.2f}" if side and key in side else ""
+
+
 def speed_table() -> str:
     """The training step's table, from the result file that the benchmark wrote."""
-    found = json.loads((RESULTS / "step-cpu.json").read_text(encoding="utf-8"))
-    options, versions = found["options"], found["versions"]
-    rows = []
-    for row in found["rows"]:
-        sides = [row["veneer"], row.get("peft")]
-        times = [f"{r['time']:.2f} ({r['low']:.2f}–{r['high']:.2f})" if r else "" for r in sides]
-        rows.append([row["case"], *times, *(f"{r['saved']:.2f}" if r else "" for r in sides)])
+    rows, measured = result("step-cpu")
+    header = [
+        "all six linears of each block",
+        "time, Veneer",
+        "time, HF PEFT 0.21.2",
+        "kept, Veneer",
+        "kept, HF PEFT",
+        "peak, Veneer",
+        "peak, HF PEFT",
+    ]
+    cells = [
+        [row["case"], *(spread(s) for s in sides), *(number(s, key) for key in ("saved", "peak") for s in sides)]
+        for row in rows
+        for sides in [(row["veneer"], row.get("peft"))]
+    ]
     note = (
-        f"ViT-base, {options['layers']} blocks, batch {options['batch']}, {options['dtype']}; {found['hardware']}; torch {versions['torch']}. Time of a training step, "
-        "and bytes kept for backward, as multiples of the same model frozen with the gradient carried through every block; "
-        "medians and quartiles of ratios, interleaved in one process.\n"
+        f"{measured} Time of a training step, bytes kept for backward, and how far the process's memory grows in a step, as multiples of the same model frozen with the "
+        "gradient carried through every block; medians and quartiles of ratios, interleaved in one process.\n"
     )
-    return (
-        table(["all six linears of each block", "time, Veneer", "time, HF PEFT 0.21.2", "memory, Veneer", "memory, HF PEFT"], rows)
-        + "\n"
-        + note
-    )
+    return table(header, cells) + "\n" + note
+
+
+def steps_table(name: str) -> str:
+    """One setting's times, and what they are made of."""
+    rows, measured = result(name)
+    limited = any("limits" in row for row in rows)
+    header = ["", "time", *(["limit"] if limited else []), "HF PEFT", "kept", *(["limit"] if limited else []), "HF PEFT", "peak", "HF PEFT"]
+    cells = []
+    for row in rows:
+        ours, theirs = row["veneer"], row.get("peft")
+        time, kept = ([f"{v:.2f}"] for v in row["limits"]) if limited else ([], [])
+        cells.append(
+            [row["case"], spread(ours), *time, spread(theirs), number(ours, "saved"), *kept, number(theirs, "saved")]
+            + [number(s, "peak") for s in (ours, theirs)]
+        )
+    parts = ["", "products, GFLOP", "price", "took", "passes, GB", "price", "took", "calls", "left"]
+    keys = ["products_price", "products_took", "passes_price", "passes_took", "left"]
+    made_of = []
+    for row in rows:
+        a = row["account"]
+        at, cost, by, way, rest = (f"{a[k]:+.3f}" for k in keys)
+        made_of.append(
+            [row["case"], f"{a['products_gflop']:+.1f}", at, cost, f"{a['passes_gb']:+.2f}", by, way, f"{a['calls']:+.0f}", rest]
+        )
+    return "\n".join([measured + "\n", table(header, cells), table(parts, made_of)])
 
 
 def mixed_table() -> str:
@@ -134,7 +184,7 @@ def filled(text: str, name: str, content: str) -> str:
     """The text with what stands between a pair of markers replaced."""
     begin, end = f"<!-- {name}: generated by scripts/make_docs.py -->", f"<!-- {name}: end -->"
     if begin not in text or end not in text:
-        raise SystemExit(f"README.md has lost the markers of its {name} table: {begin} … {end}")
+        raise SystemExit(f"the markers of the {name} table are lost: {begin} … {end}")
     return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n\n{content}\n{end}", text, flags=re.DOTALL)
 
 
@@ -142,10 +192,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    readme = README.read_text(encoding="utf-8")
-    for name, content in {"speed": speed_table(), "mixed": mixed_table()}.items():
-        readme = filled(readme, name, content)
-    pages = {METHODS: methods_page(), README: readme}
+    pages = {METHODS: methods_page()}
+    steps = {f.stem: steps_table(f.stem) for f in sorted(RESULTS.glob("step-*.json"))}
+    for page, tables in {README: {"speed": speed_table(), "mixed": mixed_table()}, SPEED: steps}.items():
+        text = page.read_text(encoding="utf-8")
+        for name, content in tables.items():
+            text = filled(text, name, content)
+        pages[page] = text
     for path, page in pages.items():
         if not check:
             path.write_text(page, encoding="utf-8")
