@@ -48,9 +48,9 @@ class LowRank(Operator):
         h = times(x, self.A)  # (…, r)
         if self.B.dim() == y.dim() == 3 and y.is_contiguous() and not traced():
             return y.baddbmm_(h, self.B.mT)
-        if self.B.dim() > 2 or not y.is_contiguous() or (traced() and not torch.compiler.is_compiling()):
+        if self.B.dim() > 2 or not y.is_contiguous() or traced():
             return y + times(h, self.B)
-        # Accumulating into y saves the pass over a tokens × out tensor that a separate sum would cost.
+        # Accumulating into y saves the pass over a tokens × out tensor that a separate sum would cost; a compiler puts the sum into the next pass.
         return y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT).view(y.shape)
 
     def columns(self, ids: Tensor) -> Tensor:
