@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from veneer import operators as op
 from veneer.engine.choice import Choice, Evaluation, Strategy, choose
-from veneer.engine.masks import LENGTH, Mask, scrambled, tables
+from veneer.engine.masks import LENGTH, Mask, mask_of, scrambled, tables
 from veneer.engine.node import linear_in_one_node
 
 D = torch.float64
@@ -282,3 +284,36 @@ def test_a_mask_drops_the_share_that_was_asked_for(p):
     assert abs(rows.mean().item() - wanted) < 5 * (p * wanted / rows.numel()) ** 0.5 + 1e-3
     columns = rows.mean((0, 1))
     assert (columns - wanted).abs().max() < 6 * (p * wanted / 10_000) ** 0.5 + 1e-3
+
+
+def test_a_mask_is_held_for_the_next_reader_of_its_input_and_no_longer():
+    x, other = torch.randn(8, 16), torch.randn(8, 16)
+    _, first = mask_of(x, 0.5, "query")
+    assert mask_of(x, 0.5, "key")[1] is first
+    held = weakref.ref(first)
+    del first
+    assert held() is not None
+    seen = mask_of(x, 0.5, "value")[1].keep(torch.float32).clone()
+    mask_of(other, 0.5, "query")
+    assert held() is None  # though x lives, as an input does that is kept for backward
+    assert torch.equal(mask_of(x, 0.5, "output")[1].keep(torch.float32), seen)  # drawn again, the same numbers
+    last = weakref.ref(mask_of(x, 0.5, "gate")[1])
+    assert last() is not None
+    del x
+    assert last() is None
+
+
+def test_an_edited_input_gets_a_mask_of_its_own():
+    x = torch.randn(8, 16)
+    before = mask_of(x, 0.5, "query")[1].of(x, slice(None))
+    x.mul_(2)
+    after = mask_of(x, 0.5, "key")[1].of(x, slice(None))
+    assert set((after / x).unique().tolist()) <= {0.0, 1.0} and not torch.equal(before, after)
+
+
+def test_dropout_runs_in_inference_mode():
+    W, delta = torch.randn(6, 8), op.LowRank(torch.randn(6, 2), torch.randn(2, 8))
+    with torch.inference_mode():
+        x = torch.randn(4, 8)
+        found = [linear_in_one_node(x, W, None, None, None, delta, Choice(), torch.float32, 0.5, reader) for reader in "ab"]
+    assert not torch.equal(*found) and all(y.isfinite().all() and not torch.equal(y, x @ W.mT) for y in found)

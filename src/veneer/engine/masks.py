@@ -130,6 +130,9 @@ def mask_of(x: Tensor, p: float, reader: Hashable) -> tuple[Mask, Draw]:
     Args:
         reader: who asks; one that asks again is in its next forward, and gets a new mask.
     """
+    if x.is_inference():  # an edit would be seen by nobody, and there is no backward to draw again for
+        alone = Mask(x.shape[:-1].numel(), x.shape[-1], p, x.device)
+        return alone, alone.draw()
     mask, version = getattr(x, _NOTE, (None, -1))
     if mask is None or mask.p != p or version != x._version or reader in mask.readers:
         mask = Mask(x.shape[:-1].numel(), x.shape[-1], p, x.device)
