@@ -82,7 +82,7 @@ def test_the_normal_form_refuses_what_it_cannot_say():
     torch.testing.assert_close(rotated.dense(), M @ torch.diag(torch.arange(5.0, dtype=torch.float64)) + M)
 
 
-@pytest.mark.parametrize("make", [lambda u: op.skew(u, 4), *(lambda u, n=n: op.cayley_neumann(op.skew(u, 4), n) for n in range(1, 7)), lambda u: op.cayley(op.skew(u, 4))],
+@pytest.mark.parametrize("make", [lambda u: op.skew(u, 4), *(lambda u, n=n: op.cayley_neumann(u, 4, n) for n in range(1, 7)), lambda u: op.cayley(op.skew(u, 4))],
                          ids=["skew", *(f"series of {n}" for n in range(1, 7)), "cayley"])  # fmt: skip
 def test_rotations_have_the_gradients_of_finite_differences(make):
     upper = (0.3 * torch.randn(2, 6, dtype=torch.float64)).requires_grad_()

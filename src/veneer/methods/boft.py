@@ -96,6 +96,6 @@ class Boft(Method):
         ]
 
     def equation(self, W: Adapted, p: Any) -> Adapted:
-        B = op.cayley((p.boft_R - p.boft_R.mT) / 2)
+        B = op.cayley(p.boft_R)
         W = op.rotate(W, op.Butterfly(B).transpose())
         return op.compose(op.Diagonal(p.boft_s), W)

@@ -112,10 +112,8 @@ class Oft(Method):
     def equation(self, W: Adapted, p: Any) -> Adapted:
         b = (1 + isqrt(1 + 8 * p.oft_R.shape[-1])) // 2
         n = W.form.features // b
-        Q = op.skew(p.oft_R, b)
-        if self.eps is not None:
-            Q = op.within(Q, self.eps / sqrt(Q.shape[-3]))
-        R = op.cayley(Q) if self.terms is None else op.cayley_neumann(Q, self.terms)
+        U = p.oft_R if self.eps is None else op.within(p.oft_R, self.eps / sqrt(p.oft_R.shape[-2]))
+        R = op.cayley(op.skew(U, b)) if self.terms is None else op.cayley_neumann(U, b, self.terms)
         return op.rotate(W, op.BlockDiagonal(R.expand(*R.shape[:-3], n, b, b)).transpose())
 
 

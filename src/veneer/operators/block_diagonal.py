@@ -45,6 +45,14 @@ class BlockDiagonal(Operator):
         rows = x.reshape(*batch, prod(x.shape[len(batch) : -1]), n, b)
         return product(rows.transpose(-3, -2), blocks.mT).transpose(-3, -2).reshape(x.shape)
 
+    def right_of(self, M: Tensor) -> Tensor:
+        # As (Sᵀ Mᵀ)ᵀ, whose blocks lie in memory as the product leaves them: rows would take a copy that turns them back.
+        blocks = self.wide().blocks
+        if blocks.dim() > 3:
+            return super().right_of(M)
+        n, b, _ = blocks.shape
+        return torch.bmm(blocks.mT, M.view(-1, n, b).permute(1, 2, 0)).flatten(0, 1).mT
+
     def wide(self) -> BlockDiagonal:
         """The same map in blocks of up to WIDE numbers."""
         followed = torch.is_grad_enabled() and self.blocks.requires_grad

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import autocasting
-from .base import product, traced
+from .base import cast, product, traced
 from .low_rank import LowRank
 from .products import IdentityPlus
 from .tables import table
@@ -25,7 +25,7 @@ def skew(upper: Tensor, b: int) -> Tensor:
 
 def _skew(upper: Tensor, b: int) -> Tensor:
     place, sign, _ = _triangle(b, upper.device)
-    return upper.index_select(-1, place).unflatten(-1, (b, b)) * sign.to(upper.dtype)
+    return upper.index_select(-1, place).view(*upper.shape[:-1], b, b).mul_(cast(sign, upper.dtype))
 
 
 @table
@@ -47,33 +47,38 @@ class Skew(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        return (G - G.mT).flatten(-2).index_select(-1, _triangle(G.shape[-1], G.device)[2]), None
+        return _upper(G), None
 
 
-def within(Q: Tensor, bound: float) -> Tensor:
-    """Each block scaled down to ‖Q‖_F ≤ bound; the scaling is a constant to the gradient, as when the stored values themselves were scaled."""
-    norm = Q.detach().square().sum((-2, -1), keepdim=True).sqrt()
-    nearest = Q.detach() * (bound / norm.clamp_min(bound))
-    return Q + (nearest - Q.detach())
+def _upper(G: Tensor) -> Tensor:
+    return (G - G.mT).flatten(-2).index_select(-1, _triangle(G.shape[-1], G.device)[2])
 
 
-def cayley(Q: Tensor) -> Tensor:
-    """(I − Q)(I + Q)⁻¹, block by block: (…, b, b)."""
-    wide = Q.to(torch.promote_types(Q.dtype, torch.float32))
-    return (_cayley(wide) if traced() else Cayley.apply(wide)).to(Q.dtype)
+def within(upper: Tensor, bound: float) -> Tensor:
+    """Each block scaled down to ‖Q‖_F ≤ bound, where ‖Q‖² is twice the sum of squares of its upper triangle; the scaling is a constant to the gradient,
+    as when the stored values themselves were scaled."""
+    fixed = upper.detach()
+    norm = (2 * fixed.square().sum(-1, keepdim=True)).sqrt()
+    return upper + (fixed * (bound / norm.clamp_min(bound)) - fixed)
 
 
-def _cayley(Q: Tensor) -> Tensor:
-    eye = _eye(Q)
-    return torch.linalg.solve(eye + Q, eye - Q, left=False)
+def cayley(M: Tensor) -> Tensor:
+    """(I − Q)(I + Q)⁻¹ with Q = (M − Mᵀ) / 2, the skew part of M, block by block: (…, b, b)."""
+    wide = M.to(torch.promote_types(M.dtype, torch.float32))
+    return (_cayley(wide) if traced() else Cayley.apply(wide)).to(M.dtype)
+
+
+def _cayley(M: Tensor) -> Tensor:
+    eye, twice = _eye(M), M - M.mT
+    return torch.linalg.solve(eye.add(twice, alpha=0.5), eye.sub(twice, alpha=0.5), left=False)
 
 
 class Cayley(torch.autograd.Function):
     """R = (I − Q)(I + Q)⁻¹. From dR = −½ (I + R) dQ (I + R), the gradient of Q needs R alone, and no second solution."""
 
     @staticmethod
-    def forward(ctx: Any, Q: Tensor) -> Tensor:
-        R = _cayley(Q)
+    def forward(ctx: Any, M: Tensor) -> Tensor:
+        R = _cayley(M)
         ctx.save_for_backward(R)
         return R
 
@@ -81,17 +86,23 @@ class Cayley(torch.autograd.Function):
     def backward(ctx: Any, G: Tensor) -> Tensor:
         (R,) = ctx.saved_tensors
         left = (_eye(R) + R).mT
-        return -0.5 * (left @ G @ left)
+        G = left @ G @ left
+        return (G.mT - G) / 4
 
 
-def cayley_neumann(Q: Tensor, terms: int) -> Tensor:
-    """I + 2 Q + 2 Q² + … + Qⁿ⁻¹ with n terms, near (I + Q)(I − Q)⁻¹ where ‖Q‖ < 1; the last power of n ≥ 4 counts once, and 3 means 4."""
+def cayley_neumann(upper: Tensor, b: int, terms: int) -> Tensor:
+    """I + 2 Q + 2 Q² + … + Qⁿ⁻¹ with n terms, near (I + Q)(I − Q)⁻¹ where ‖Q‖ < 1; the last power of n ≥ 4 counts once, and 3 means 4.
+
+    Args:
+        upper: (…, b (b − 1) / 2), the strict upper triangles of the skew Q.
+    """
     if terms < 3:
+        Q = skew(upper, b)
         return _eye(Q) + 2 * (terms - 1) * Q
-    with autocasting.off(Q.device):
+    with autocasting.off(upper.device):
         if not traced():
-            return CayleyNeumann.apply(Q, max(terms, 4))
-        left, right, *_ = _factors(Q, max(terms, 4))
+            return CayleyNeumann.apply(upper, b, max(terms, 4))
+        left, right, *_ = _factors(_skew(upper, b), max(terms, 4))
         return product(left, right)
 
 
@@ -102,27 +113,29 @@ def _factors(Q: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """
     eye = _eye(Q)
     S = product(Q, Q)
+    first = eye + S
     H = [eye]
     for i in range((n - 1) // 2 - 1):
-        H.append(eye + S if i == 0 else eye + product(S, H[-1]))
-    left = eye + Q if n % 2 == 0 else (eye + S).add(Q, alpha=2)
-    right = H[-1] if n % 2 else eye + product(Q + S, H[-1])
-    return left, right, S, H
+        H.append(first if i == 0 else eye + product(S, H[-1]))
+    if n % 2:
+        return first.add(Q, alpha=2), H[-1], S, H
+    return eye + Q, first + Q if n == 4 else eye + product(Q + S, H[-1]), S, H
 
 
 class CayleyNeumann(torch.autograd.Function):
-    """The series, of which backward computes the factors again from Q instead of keeping them."""
+    """The series, which backward goes through again from the triangle instead of keeping its factors."""
 
     @staticmethod
-    def forward(ctx: Any, Q: Tensor, n: int) -> Tensor:
-        ctx.save_for_backward(Q)
-        ctx.n = n
-        left, right, *_ = _factors(Q, n)
+    def forward(ctx: Any, upper: Tensor, b: int, n: int) -> Tensor:
+        ctx.save_for_backward(upper)
+        ctx.b, ctx.n = b, n
+        left, right, *_ = _factors(_skew(upper, b), n)
         return product(left, right)
 
     @staticmethod
-    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None]:
-        (Q,) = ctx.saved_tensors
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, None, None]:
+        (upper,) = ctx.saved_tensors
+        Q = _skew(upper, ctx.b)
         left, right, S, H = _factors(Q, ctx.n)
         dleft, dright = product(G, right.mT), product(left.mT, G)
         if ctx.n % 2:
@@ -133,7 +146,8 @@ class CayleyNeumann(torch.autograd.Function):
         for before in reversed(H[:-1]):
             dS = dS + (dH if before is H[0] else product(dH, before.mT))
             dH = product(S.mT, dH) if before is not H[0] else dH
-        return product(dS, Q.mT).add_(product(Q.mT, dS)).add_(dQ), None
+        # S's share of dQ is −(dS Q + Q dS), whose skew part, which alone counts, is that of −(dS + dSᵀ) Q.
+        return _upper(dQ - product(dS + dS.mT, Q)), None, None
 
 
 def _eye(like: Tensor) -> Tensor:
