@@ -97,7 +97,7 @@ class Known:
         """The same with these tensors, in the type of the computation."""
         n = 0 if self.R is None else len(self.R.tensors())
         R = None if self.R is None else self.R.with_tensors(tensors[:n])
-        delta = None if self.delta is None else self.delta.with_tensors(tensors[n:])
+        delta = None if self.delta is None else self.delta.with_tensors(tensors[n:]).holding()
         return Linear(cast(W, self.dtype), None if b is None else cast(b, self.dtype), g, R, delta)
 
 

@@ -123,6 +123,10 @@ class Operator:
         """The same map by the tensors that meet the tokens: what is small is multiplied out here, once, and not in every product."""
         return self
 
+    def holding(self) -> Operator:
+        """The same map, which holds what W' and its gradients both need."""
+        return self
+
     def accumulate(self, y: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         """Add x Sᵀ to y in place, outside autograd; returns what `gradients` wants to see again.
 

@@ -24,6 +24,7 @@ class Hadamard(Operator):
     T: Operator
 
     def __post_init__(self) -> None:
+        self._holds = False
         self._dense: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -34,9 +35,7 @@ class Hadamard(Operator):
         S, T = self.S.low_rank(), self.T.low_rank()
         if S is None or T is None:
             return None
-        A = (S.A.unsqueeze(-2) * T.A.unsqueeze(-3)).flatten(-3, -2)
-        B = (S.B.unsqueeze(-1) * T.B.unsqueeze(-2)).flatten(-2)
-        return LowRank(B, A)
+        return LowRank(_khatri_rao(S.B.mT, T.B.mT).mT, _khatri_rao(S.A, T.A))
 
     def for_tokens(self) -> Operator:
         # Three products with the factors, forward and backward, against the dense matrix and its gradient.
@@ -65,18 +64,24 @@ class Hadamard(Operator):
 
     def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
         S, T = self._parts()
-        of_S = self.S.gradients_of_dense(G * T)
+        self._dense = None  # T becomes G ∘ T in its place
+        of_S = self.S.gradients_of_dense(T.mul_(G))
         return of_S + self.T.gradients_of_dense(G.mul_(S))
 
+    def holding(self) -> Hadamard:
+        self._holds = True
+        return self
+
     def _parts(self) -> tuple[Tensor, Tensor]:
-        # Outside autograd: W' and the gradients of one backward both need them.
-        if self._dense is None:
-            self._dense = self.S.dense(), self.T.dense()
-        return self._dense
+        parts = (self.S.dense(), self.T.dense()) if self._dense is None else self._dense
+        self._dense = parts if self._holds else None
+        return parts
 
     def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
-        S, T = self._parts() if not torch.is_grad_enabled() else (self.S.dense(), self.T.dense())
-        return torch.addcmul(M, S, T, out=M if own else None)
+        S, T = self._parts()
+        if torch.is_grad_enabled():
+            return torch.addcmul(M, S, T)
+        return torch.addcmul(M, S, T, out=M if own else None if self._holds else S)
 
     def cost_of_adding(self, itemsize: int = 4) -> Cost:
         out, in_ = self.shape
@@ -101,3 +106,9 @@ class Hadamard(Operator):
         out, in_ = self.shape
         build = self.S.cost(in_, itemsize) + self.T.cost(in_, itemsize)
         return build + Cost(out * in_ * (1 + 2 * tokens), itemsize * (tokens * (in_ + out) + 3 * in_ * out))
+
+
+
+def _khatri_rao(X: Tensor, Y: Tensor) -> Tensor:
+    """Every row of X times every row of Y, elementwise: (…, r₁, n), (…, r₂, n) → (…, r₁ r₂, n). Of columns the transposes are taken: sums over long rows are fast."""
+    return (X.unsqueeze(-2) * Y.unsqueeze(-3)).flatten(-3, -2)
