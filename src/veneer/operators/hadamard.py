@@ -64,8 +64,12 @@ class Hadamard(Operator):
 
     def gradients_of_dense(self, G: Tensor) -> tuple[Tensor, ...]:
         S, T = self._parts()
-        self._dense = None  # T becomes G ∘ T in its place
-        of_S = self.S.gradients_of_dense(T.mul_(G))
+        if _is_product(self.T):
+            self._dense = None  # T becomes G ∘ T in its place
+            T = T.mul_(G)
+        else:
+            T = G * T
+        of_S = self.S.gradients_of_dense(T)
         return of_S + self.T.gradients_of_dense(G.mul_(S))
 
     def holding(self) -> Hadamard:
@@ -81,7 +85,8 @@ class Hadamard(Operator):
         S, T = self._parts()
         if torch.is_grad_enabled():
             return torch.addcmul(M, S, T)
-        return torch.addcmul(M, S, T, out=M if own else None if self._holds else S)
+        free = S if _is_product(self.S) and not self._holds else None
+        return torch.addcmul(M, S, T, out=M if own else free)
 
     def cost_of_adding(self, itemsize: int = 4) -> Cost:
         out, in_ = self.shape
@@ -107,6 +112,10 @@ class Hadamard(Operator):
         build = self.S.cost(in_, itemsize) + self.T.cost(in_, itemsize)
         return build + Cost(out * in_ * (1 + 2 * tokens), itemsize * (tokens * (in_ + out) + 3 * in_ * out))
 
+
+def _is_product(S: Operator) -> bool:
+    """Whether S's dense matrix is made anew, so that it may be overwritten."""
+    return isinstance(S, LowRank)
 
 
 def _khatri_rao(X: Tensor, Y: Tensor) -> Tensor:
