@@ -30,6 +30,7 @@ DELTAS = {
     "kronecker": op.Kronecker(op.Dense(t(2, 4)), op.Dense(t(3, 2))),
     "kronecker of low rank": op.Kronecker(op.Dense(t(2, 4)), op.LowRank(t(3, 1), t(1, 2))),
     "sum": LOW + op.Kronecker(op.Dense(t(2, 4)), op.Dense(t(3, 2))),
+    "sum with hadamard": LOW + op.Hadamard(op.LowRank(t(6, 3), t(3, 8)), op.LowRank(t(6, 3, seed=1), t(3, 8, seed=1))),
     "sum of low rank": LOW + op.LowRank(t(6, 1), t(1, 8)),
     "scaled rows": op.Product(op.Diagonal(t(6)), LOW),
     "a stretch of rows": op.IntoRows(op.LowRank(t(2, 1), t(1, 8)), op.Rows(1, 6, 3, 2)),
@@ -99,6 +100,18 @@ def test_adding_to_a_matrix_makes_a_new_one_unless_it_is_given_away(S):
         torch.testing.assert_close(S.added_to(M), total)
         torch.testing.assert_close(M, before)
         torch.testing.assert_close(S.added_to(M, own=True), total)
+
+
+def test_an_operator_that_holds_its_parts_gives_the_matrix_before_and_its_gradients_after(S):
+    S, M, G = leaves(S.for_tokens()), t(*S.shape), t(*S.shape, seed=1)
+    expected = torch.autograd.grad(S.dense(), S.tensors(), G)
+    before = [v.clone() for v in S.tensors()]
+    with torch.no_grad():
+        held = S.holding()
+        for _ in range(2):
+            torch.testing.assert_close(held.added_to(M), M + S.dense())
+            torch.testing.assert_close(list(held.gradients_of_dense(G.clone())), list(expected))
+    torch.testing.assert_close([v.detach() for v in S.tensors()], before)
 
 
 @pytest.mark.parametrize("S", ROTATIONS.values(), ids=ROTATIONS)

@@ -53,6 +53,9 @@ class Sum(Operator):
         given = [G.clone() for _ in self.terms[1:]]
         return tuple(g for t, own in zip(self.terms, [*given, G], strict=True) for g in t.gradients_of_dense(own))
 
+    def holding(self) -> Sum:
+        return Sum(tuple(t.holding() for t in self.terms))
+
     def added_to(self, M: Tensor, *, own: bool = False) -> Tensor:
         for i, term in enumerate(self.terms):
             M = term.added_to(M, own=own or i > 0)
