@@ -59,6 +59,7 @@ bench: $(VENV)/dev.done ## measure, and fail when a stated limit is missed
 	for s in $(STEPS); do \
 		echo "== step, $${s%%:*}"; $(BIN)/python benchmarks/step.py --layers 1 --repeats 5 $$(echo $${s#*:} | tr : ' ') --out $$results/step-$${s%%:*}-latest.json || status=1; \
 	done; \
+	echo "== step, all-bfloat16"; $(BIN)/python benchmarks/step.py --dtype bfloat16 --narrow --layers 1 --batch 4 --repeats 5 $(FEW) --out $$results/step-all-bfloat16-latest.json || status=1; \
 	echo "== step, llama-2048"; $(BIN)/python benchmarks/step.py --model llama-2048 --layers 1 --batch 1 --repeats 3 $(FEW) --out $$results/step-llama-2048-latest.json || status=1; \
 	exit $$status
 

@@ -107,7 +107,7 @@ def main() -> int:
         print(f"{name:60}{value:8.3f}" + (f"   limit {limit:.2f}" if limit else ""))
         if limit and value > limit:
             missed.append(f"{name}: {value:.3f}, the limit is {limit:.2f}")
-    return measuring.finish(args, [{"case": k, "value": round(v, 4)} for k, v in values.items()], missed)
+    return measuring.finish(args, [{"case": k, "value": round(v, 4), "limit": LIMITS[k]} for k, v in values.items()], missed)
 
 
 if __name__ == "__main__":

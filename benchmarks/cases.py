@@ -106,20 +106,22 @@ def targets(name: str, of: nn.Module) -> list[str]:
     return [t for t in MODELS[name].targets if t in present]
 
 
-def ours(name: str, base: nn.Module, config: str, options: dict) -> nn.Module:
-    """The model with Veneer's adapter on every linear layer."""
-    return veneer.get_peft_model(base, getattr(veneer, config)(target_modules=targets(name, base), **options))
+def ours(name: str, base: nn.Module, config: str, options: dict, *, wide: bool = True) -> nn.Module:
+    """The model with Veneer's adapter on every linear layer, in float32 also where the base is not, unless it is not to be `wide`."""
+    adapter = getattr(veneer, config)(target_modules=targets(name, base), **options)
+    return veneer.get_peft_model(base, adapter, autocast_adapter_dtype=wide)
 
 
-def theirs(name: str, base: nn.Module, config: str, options: dict) -> nn.Module | None:
-    """The model with HF PEFT's adapter, or None where HF PEFT is not installed."""
+def theirs(name: str, base: nn.Module, config: str, options: dict, *, wide: bool = True) -> nn.Module | None:
+    """The model with HF PEFT's adapter likewise, or None where HF PEFT is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import peft
         except ImportError:
             return None
-        return peft.get_peft_model(base, getattr(peft, config)(target_modules=targets(name, base), **options))
+        adapter = getattr(peft, config)(target_modules=targets(name, base), **options)
+        return peft.get_peft_model(base, adapter, autocast_adapter_dtype=wide)
 
 
 def shaken(adapted: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ LIMIT = 1.05
 def main() -> int:
     parser = measuring.parser(__doc__)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--batch", type=int, nargs="*", default=[8, 32], help="the limit holds for the largest")
+    parser.add_argument("--batch", type=int, nargs="*", default=[8, 32])
     args = parser.parse_args()
     base = cases.model("vit-base", args.layers, args.device, torch.float32).eval()
     rows, missed = [], []
@@ -32,10 +32,10 @@ def main() -> int:
                     partial(base, **inputs), {"veneer": partial(adapted, **inputs)}, args.repeats, args.device.startswith("cuda")
                 )
             r = ratios["veneer"]
-            rows.append({"case": name, "batch": batch} | measuring.as_row(ratios))
+            rows.append({"case": name, "batch": batch, "limit": LIMIT} | measuring.as_row(ratios))
             print(f"{name:24} batch {batch:3}  {r}  cpu {r.cpu or float('nan'):.2f}", flush=True)
-            if batch == max(args.batch) and r.time > LIMIT:
-                missed.append(f"{name}: eval forward {r.time:.2f} × the frozen model's at batch {batch}, the limit is {LIMIT}")
+            if r.time > LIMIT:
+                missed.append(f"{name}: eval forward {r.time:.3f} × the frozen model's at batch {batch}, the limit is {LIMIT}")
     return measuring.finish(args, rows, missed)
 
 

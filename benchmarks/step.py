@@ -56,8 +56,8 @@ def measure(args: argparse.Namespace) -> list[dict]:
     rows = []
     for name in names:
         config, options = cases.METHODS[name]
-        sides = {"veneer": cases.ours(args.model, fresh(), config, options)}
-        other = None if args.alone else cases.theirs(args.model, fresh(), config, options)
+        sides = {"veneer": cases.ours(args.model, fresh(), config, options, wide=not args.narrow)}
+        other = None if args.alone else cases.theirs(args.model, fresh(), config, options, wide=not args.narrow)
         if other is not None:
             sides["peft"] = other
         seconds, ratios = measuring.interleaved(lambda: step(base), {k: lambda m=m: step(m) for k, m in sides.items()}, args.repeats, cuda)
@@ -90,7 +90,9 @@ def peaks(names: list[str], fresh: Callable[[], nn.Module], step: Callable[[nn.M
     for name in names:
         config, options = cases.METHODS[name]
         for side, make in (("veneer", cases.ours), *([] if args.alone else [("peft", cases.theirs)])):
-            sides[name, side] = lambda make=make, config=config, options=options: make(args.model, fresh(), config, options)
+            sides[name, side] = lambda make=make, config=config, options=options: make(
+                args.model, fresh(), config, options, wide=not args.narrow
+            )
     found = {}
     for key, made in sides.items():
         model = made()
@@ -144,12 +146,12 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--autocast", action="store_true", help="under bfloat16 autocast")
+    parser.add_argument("--narrow", action="store_true", help="adapters in the base's number type too, not in float32")
     parser.add_argument("--alone", action="store_true", help="without HF PEFT")
     parser.add_argument("--methods", nargs="*", choices=list(cases.METHODS), help="only these")
     args = parser.parse_args()
-    print(
-        f"{measuring.hardware(args.device)}; {args.model}, {args.layers} blocks, batch {args.batch}, {args.dtype}{' under autocast' if args.autocast else ''}"
-    )
+    how = (" under autocast" if args.autocast else "") + (", adapters too" if args.narrow else "")
+    print(f"{measuring.hardware(args.device)}; {args.model}, {args.layers} blocks, batch {args.batch}, {args.dtype}{how}")
     print(f"{'':24}{'Veneer: time, CPU time, saved':>34}{'HF PEFT':>34}   (times the floor)")
     rows = measure(args)
     missed = []
@@ -158,7 +160,7 @@ def main() -> int:
             row["limits"] = LIMITS[row["case"]]
             for what, key, limit in zip(("time", "saved bytes"), ("time", "saved"), LIMITS[row["case"]], strict=True):
                 if row["veneer"][key] > limit:
-                    missed.append(f"{row['case']}: {what} {row['veneer'][key]:.2f} × floor, the limit is {limit}")
+                    missed.append(f"{row['case']}: {what} {row['veneer'][key]:.3f} × floor, the limit is {limit}")
     return measuring.finish(args, rows, missed)
 
 

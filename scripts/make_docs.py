@@ -102,7 +102,7 @@ def result(name: str) -> tuple[list[dict], str]:
     model = {"vit-base": "ViT-base", "dinov2-large": "DINOv2-large's shape", "llama-2048": "Llama-shaped (d = 2048, 2048 tokens)"}[
         options.get("model", "vit-base")
     ]
-    dtype = f"{options.get('dtype', 'float32')}{' under bfloat16 autocast' if options.get('autocast') else ''}"
+    dtype = f"{options.get('dtype', 'float32')}{' under bfloat16 autocast' if options.get('autocast') else ''}{', adapters too' if options.get('narrow') else ''}"
     count = f"{options['layers']} block{'s' if options['layers'] > 1 else ''}"
     return found["rows"], f"{model}, {count}, batch {options['batch']}, {dtype}; {found['hardware']}; torch {found['versions']['torch']}."
 
@@ -165,6 +165,34 @@ def steps_table(name: str) -> str:
     return "\n".join([measured + "\n", table(header, cells), table(parts, made_of)])
 
 
+def forwards_table() -> str:
+    """Forwards without gradients, by batch."""
+    found = json.loads((RESULTS / "eval-cpu.json").read_text(encoding="utf-8"))
+    batches = found["options"]["batch"]
+    by_case: dict[str, dict[int, dict]] = {}
+    for row in found["rows"]:
+        by_case.setdefault(row["case"], {})[row["batch"]] = row
+    cells = [[case, *(spread(own[b]["veneer"]) for b in batches), f"{own[batches[0]]['limit']:.2f}"] for case, own in by_case.items()]
+    note = f"ViT-base, {found['options']['layers']} blocks, float32; {found['hardware']}; torch {found['versions']['torch']}.\n"
+    return note + "\n" + table(["", *(f"batch {b}" for b in batches), "limit"], cells)
+
+
+def compiled_table() -> str:
+    """Compiled steps beside eager ones."""
+    found = json.loads((RESULTS / "compiled-cpu.json").read_text(encoding="utf-8"))
+    return table(
+        ["", "compiled, times the compiled floor", "eager, times the floor"],
+        [[row["case"], spread(row["compiled"]), spread(row["eager"])] for row in found["rows"]],
+    )
+
+
+def once_table() -> str:
+    """What is done once: importing, attaching, loading, merging."""
+    found = json.loads((RESULTS / "attach-cpu.json").read_text(encoding="utf-8"))
+    cells = [[row["case"], f"{row['value']:.4g}", f"{row['limit']:.3g}" if row["limit"] else ""] for row in found["rows"]]
+    return table(["seconds, or multiples where it says so", "measured", "limit"], cells)
+
+
 def mixed_table() -> str:
     """The table of batches with an adapter for each sample, likewise."""
     found = json.loads((RESULTS / "many-adapters-cpu.json").read_text(encoding="utf-8"))
@@ -193,8 +221,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     pages = {METHODS: methods_page()}
-    steps = {f.stem: steps_table(f.stem) for f in sorted(RESULTS.glob("step-*.json"))}
-    for page, tables in {README: {"speed": speed_table(), "mixed": mixed_table()}, SPEED: steps}.items():
+    speed = {f.stem: steps_table(f.stem) for f in sorted(RESULTS.glob("step-*.json"))}
+    speed |= {"eval-cpu": forwards_table(), "compiled-cpu": compiled_table(), "attach-cpu": once_table()}
+    for page, tables in {README: {"speed": speed_table(), "mixed": mixed_table()}, SPEED: speed}.items():
         text = page.read_text(encoding="utf-8")
         for name, content in tables.items():
             text = filled(text, name, content)
