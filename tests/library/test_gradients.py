@@ -115,6 +115,12 @@ def test_an_operator_that_holds_its_parts_gives_the_matrix_before_and_its_gradie
 
 
 @pytest.mark.parametrize("S", ROTATIONS.values(), ids=ROTATIONS)
+def test_products_from_the_right_take_any_matrix_and_stacks_of_them(S):
+    for M in (t(5, 8), t(8, 5).mT, t(3, 5, 8)):
+        torch.testing.assert_close(S.right_of(M), M @ S.dense())
+
+
+@pytest.mark.parametrize("S", ROTATIONS.values(), ids=ROTATIONS)
 def test_overwriting_gives_the_product(S):
     x = t(7, 8)
     expected = x @ S.dense().mT

@@ -48,7 +48,7 @@ class BlockDiagonal(Operator):
     def right_of(self, M: Tensor) -> Tensor:
         # As (Sᵀ Mᵀ)ᵀ, whose blocks lie in memory as the product leaves them: rows would take a copy that turns them back.
         blocks = self.wide().blocks
-        if blocks.dim() > 3:
+        if blocks.dim() > 3 or M.dim() > 2:
             return super().right_of(M)
         n, b, _ = blocks.shape
         return torch.bmm(blocks.mT, M.view(-1, n, b).permute(1, 2, 0)).flatten(0, 1).mT
